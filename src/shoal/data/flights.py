@@ -221,9 +221,10 @@ def event_stream(table: FlightTable, tailnum: str) -> list[FlightEvent]:
     if rows.is_empty():
         raise NotFoundError(f"no departures of aircraft {tailnum!r}")
     filed = pl.col("scheduled") - pl.duration(minutes=FORECAST_MINUTES)
-    rows = rows.with_columns(hour=filed.dt.truncate("1h")).join(
-        table.weather, on=["origin", "hour"], how="left", maintain_order="left"
-    )
+    local = pl.col("scheduled").dt.convert_time_zone("America/New_York")
+    rows = rows.with_columns(
+        hour=filed.dt.truncate("1h"), local_hour=local.dt.hour(), weekday=local.dt.weekday()
+    ).join(table.weather, on=["origin", "hour"], how="left", maintain_order="left")
     minute = 60_000_000
     events: list[tuple[int, int, FlightEvent]] = []
     for row in rows.iter_rows(named=True):
@@ -238,6 +239,8 @@ def event_stream(table: FlightTable, tailnum: str) -> list[FlightEvent]:
             "dest": row["dest"],
             "distance": row["distance"],
             "scheduled_us": scheduled,
+            "local_hour": row["local_hour"],
+            "weekday": row["weekday"],
         }
         events.append((at, 3, FlightEvent(SCHEDULE, row["origin"], at, plan)))
         if row["dep_delay"] is None:
