@@ -1,0 +1,1 @@
+"""Alembic migrations of the cloud's database, shipped inside the package."""
