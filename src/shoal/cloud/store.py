@@ -179,14 +179,14 @@ arm_count = Table(
     _time("updated_us"),
 )
 
-#: What one device told about one release: at most one outcome a guardrail.
+#: What one device told about one release: at most one outcome a guardrail and arm.
 outcome = Table(
     "outcome",
     metadata,
     Column("release", _Id, ForeignKey("release.id"), primary_key=True),
     Column("device", _Bytes16, primary_key=True),
     Column("guardrail", Text, primary_key=True),
-    Column("arm", Text, nullable=False),
+    Column("arm", Text, primary_key=True),  # "new", "control" or "beta"
     Column("runs", Integer, nullable=False, default=0),
     Column("failed", Integer, nullable=False, default=0),
     _time("since_us"),

@@ -375,7 +375,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(
             ["release"], ["release.id"], name=op.f("fk_outcome_release_release")
         ),
-        sa.PrimaryKeyConstraint("release", "device", "guardrail", name=op.f("pk_outcome")),
+        sa.PrimaryKeyConstraint("release", "device", "guardrail", "arm", name=op.f("pk_outcome")),
     )
     op.create_table(
         "release_event",
