@@ -333,7 +333,8 @@ class DeviceStore:
             if self._depth:
                 return
             try:
-                self._connection.execute("PRAGMA incremental_vacuum").fetchall()
+                # execute() would stop after one page: the statement has no result columns
+                self._connection.executescript("PRAGMA incremental_vacuum")
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             except sqlite3.Error as error:
                 raise self._recover(error) from error
