@@ -115,10 +115,11 @@ def desired_tasks(plan: CohortPlan, mask: int) -> list[DesiredTask]:
 class _Compiled:
     """A plan with its salts encoded and its digests filled in as masks turn up."""
 
-    __slots__ = ("address", "digests", "force", "gray", "overrides", "plan", "sticky")
+    __slots__ = ("cohort", "digests", "force", "gray", "overrides", "plan", "sticky")
 
     def __init__(self, plan: CohortPlan) -> None:
         self.plan = plan
+        self.cohort = plan.cohort
         self.gray = tuple(
             (1 << bit, f"{entry.salt}:", entry.threshold) for bit, entry in enumerate(plan.gray)
         )
@@ -236,6 +237,10 @@ class PlanTable:
         """Return the ids of the cohort sets that have a plan."""
         return sorted(self._table.by_cohort)
 
+    def has(self, cohort: int) -> bool:
+        """Say whether a cohort set has a plan."""
+        return cohort in self._table.by_cohort
+
     def plan(self, cohort: int) -> CohortPlan:
         """Return the plan of a cohort set; :class:`NotFoundError` if it has none."""
         compiled = self._table.by_cohort.get(cohort)
@@ -243,7 +248,9 @@ class PlanTable:
             raise NotFoundError(f"no plan for cohort set {cohort}")
         return compiled.plan
 
-    def check(self, header: ProfileHeader | str, device: str) -> tuple[int, int, int] | None:
+    def check(
+        self, header: ProfileHeader | str, device: str, cohort: int | None = None
+    ) -> tuple[int, int, int] | None:
         """Compare what a device holds with what it should hold.
 
         Parameters
@@ -252,6 +259,9 @@ class PlanTable:
             The ``Shoal-Profile`` header.
         device : str
             The device id in lower-case hex (32 characters).
+        cohort : int, optional
+            The cohort set that the device's token names; a header that claims
+            another one is answered like an unknown one.
 
         Returns
         -------
@@ -271,16 +281,18 @@ class PlanTable:
             parts = header.split(".", 4)
             compiled = table.by_text.get(parts[2]) if len(parts) == 4 else None
             if compiled is None or parts[0] != "1" or len(header) > _MAX_HEADER:
-                return self._check_parsed(table, parse_profile_header(header), device)
+                return self._check_parsed(table, parse_profile_header(header), device, cohort)
+            if cohort is not None and cohort != compiled.cohort:
+                return SEND_PROFILE
             mask = compiled.mask(device)
             digest = compiled.digests.get(mask) or compiled.digest(mask)
             if digest == parts[3] and not compiled.force[mask] and parts[1].isalnum():
                 return None
             header = parse_profile_header(header)
-        return self._check_parsed(table, header, device)
+        return self._check_parsed(table, header, device, cohort)
 
     def _check_parsed(
-        self, table: _Table, header: ProfileHeader, device: str
+        self, table: _Table, header: ProfileHeader, device: str, cohort: int | None
     ) -> tuple[int, int, int] | None:
         if not max(1, PROTOCOL - 1) <= header.protocol <= PROTOCOL:
             raise UnsupportedProtocolError(
@@ -290,7 +302,7 @@ class PlanTable:
                 hint=f"this cloud speaks protocol {PROTOCOL}",
             )
         compiled = table.by_cohort.get(header.cohort)
-        if compiled is None:
+        if compiled is None or (cohort is not None and cohort != header.cohort):
             return SEND_PROFILE
         mask = compiled.mask(device)
         if self._settled(compiled, mask, header):
