@@ -264,9 +264,11 @@ def check_manifest(
 
 
 def _unique(names: list[str], field: str, source: str) -> None:
+    seen: set[str] = set()
     for name in names:
-        if names.count(name) > 1:
+        if name in seen:
             raise InputError("appears twice", field=field, value=name, source=source)
+        seen.add(name)
 
 
 def _check_pattern(pattern: str, field: str, source: str) -> None:
