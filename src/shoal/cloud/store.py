@@ -276,6 +276,19 @@ enrolment_token = Table(
     Column("uses_left", Integer, nullable=False, default=1),
 )
 
+#: Files of single devices, beside a task version's shared ones.
+exclusive_file = Table(
+    "exclusive_file",
+    metadata,
+    Column("device", _Bytes16, primary_key=True),
+    Column("task", Text, primary_key=True),
+    Column("version", BigInteger, primary_key=True),
+    Column("path", Text, primary_key=True),
+    Column("sha256", _Bytes32, nullable=False, index=True),
+    Column("size", BigInteger, nullable=False),
+    _time("created_us"),
+)
+
 #: Who may run periodic work: a row with an expiry, taken over when it has passed.
 leader = Table(
     "leader",
@@ -323,6 +336,7 @@ feature = Table(
     Column("dtype", Text, nullable=False),
     Column("value", LargeBinary, nullable=False),
     Column("model_version", Text, nullable=True),
+    Index("ix_feature_received_us", "received_us"),
 )
 
 run_summary = Table(
@@ -342,6 +356,7 @@ run_summary = Table(
     Column("latency_us", BigInteger, nullable=False, default=0),
     Column("message", Text, nullable=False, default=""),
     Index("ix_run_summary_task_version_outcome", "task", "version", "outcome"),
+    Index("ix_run_summary_received_us", "received_us"),
 )
 
 event_raw = Table(
