@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import event as note
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -242,33 +245,24 @@ actions = st.one_of(
 )  # fmt: skip
 
 
-@given(
-    st.lists(st.tuples(st.sampled_from("tuv"), triggers(name="x")), min_size=1, max_size=8),
-    st.lists(actions, min_size=5, max_size=60),
-)
-@settings(max_examples=400, deadline=None)
-def test_equals_the_naive_matcher(
-    start: list[tuple[str, Trigger]], program: list[tuple[Any, ...]]
-) -> None:
+def follow(start: list[tuple[str, Trigger]], program: Iterable[tuple[Any, ...]]) -> list[Firing]:
+    """Run one program through both; return what fired."""
     engine, oracle = TriggerEngine(), Oracle()
     held: dict[tuple[str, str], Trigger] = {}
+    everything: list[Firing] = []
 
     def add(task: str, trigger: Trigger) -> None:
         name = trigger.name
         while (task, name) in held:
             name += "'"
-        trigger = (
-            msgspec.structs.replace(trigger, name=name)
-            if isinstance(trigger, msgspec.Struct)
-            else Trigger(**{**vars(trigger), "name": name})
-        )
+        trigger = dataclasses.replace(trigger, name=name)
         held[task, name] = trigger
         engine.add(task, trigger)
         oracle.all.append(Naive(task, trigger))
 
     for task, trigger in start:
         add(task, trigger)
-    now, boot, seq, fired = 1_000_000_000, 1, 0, 0
+    now, boot, seq = 1_000_000_000, 1, 0
     for action in program:
         what = action[0]
         if what == "event":
@@ -278,11 +272,11 @@ def test_equals_the_naive_matcher(
             event = make(kind, page, now, content, boot)
             expected = oracle.on(event, seq)
             assert engine.on(event, seq) == expected
-            fired += len(expected)
+            everything += expected
         elif what == "watermark":
             expected = oracle.on_watermark(now + action[1])
             assert engine.on_watermark(now + action[1]) == expected
-            fired += len(expected)
+            everything += expected
         elif what == "add":
             add(action[1], action[2])
         elif what == "remove":
@@ -299,7 +293,91 @@ def test_equals_the_naive_matcher(
                 again.add(task, trigger)
             again.restore(engine.snapshot())
             engine = again
-    note(f"firings: {min(fired, 20) // 5 * 5}+")
+    return everything
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("tuv"), triggers(name="x")), min_size=1, max_size=8),
+    st.lists(actions, min_size=5, max_size=60),
+)
+@settings(max_examples=300, deadline=None)
+def test_equals_the_naive_matcher(
+    start: list[tuple[str, Trigger]], program: list[tuple[Any, ...]]
+) -> None:
+    follow(start, program)
+
+
+def random_trigger(rng: random.Random, name: str) -> Trigger:
+    pages = [
+        "page_enter@a",
+        "click@a",
+        "click@a",
+        "click@b",
+        "click@*",
+        "*@a",
+        "*@*",
+        "3@b",
+        "64@a",
+    ]
+    steps = rng.choices(pages, k=rng.choice([1, 2, 2, 3, 4]))
+    where = [
+        (rng.randrange(len(steps)), *rng.choice(
+            [("w", "==", 1), ("w", "==", "x"), ("v", "==", 1), ("w", "!=", 1), ("w", "<", 2)]))
+        for _ in range(rng.choice([0, 0, 0, 1, 2]))
+    ]  # fmt: skip
+    within = rng.choice([0, 0, 5, 20])
+    return Trigger(
+        name=name,
+        steps=tuple(steps),
+        mode=rng.choice(["strict", "relaxed"]),
+        within_ms=within,
+        where=tuple(where),
+        not_followed_by=rng.choice(["64@a", "click@b"]) if within and rng.random() < 0.3 else None,
+        count=rng.choice([1, 1, 1, 2, 3]),
+        without=rng.choice([None, None, "64@a", "3@b"]),
+        cooldown_ms=rng.choice([0, 0, 0, 7]),
+    )
+
+
+def random_program(rng: random.Random, length: int) -> Iterator[tuple[Any, ...]]:
+    for n in range(length):
+        draw = rng.random()
+        if draw < 0.93:
+            content = {"w": rng.choice([1, 2, "x", None])} if rng.random() < 0.7 else {}
+            if rng.random() < 0.3:
+                content["v"] = rng.choice([0, 1])
+            step = rng.choice([0, 1000, 1000, 2000, 3000, -1500])
+            yield "event", rng.choice([1, 3, 4, 4, 64, 99]), rng.choice("aabz"), step, content
+        elif draw < 0.96:
+            yield "watermark", rng.choice([-2000, 0, 30_000])
+        elif draw < 0.975:
+            yield "add", rng.choice("tuv"), random_trigger(rng, f"late{n}")
+        elif draw < 0.98:
+            yield "remove", rng.choice("tuv")
+        elif draw < 0.99:
+            yield ("restore",)
+        else:
+            yield rng.choice([("boot",), ("jump", 5 * YEAR_US), ("jump", -5 * YEAR_US)])
+
+
+def test_equals_the_naive_matcher_on_busy_streams_with_every_option_firing() -> None:
+    fired_with: Counter[str] = Counter()
+    for seed in range(20):
+        rng = random.Random(seed)
+        start = [(rng.choice("tuvw"), random_trigger(rng, f"n{n}")) for n in range(40)]
+        options = {one.name: one for _, one in start}
+        for firing in follow(start, random_program(rng, 120)):
+            trigger = options.get(firing.trigger)
+            if trigger is None:
+                continue
+            fired_with[f"{trigger.mode} of {len(trigger.steps)}"] += 1
+            for option, default in (
+                ("within_ms", 0), ("where", ()), ("not_followed_by", None), ("count", 1),
+                ("without", None), ("cooldown_ms", 0),
+            ):  # fmt: skip
+                fired_with[option] += getattr(trigger, option) != default
+    assert len(fired_with) == 8 + 6
+    assert min(fired_with.values()) > 20, fired_with
 
 
 def test_the_oracle_would_notice_a_wrong_engine() -> None:
