@@ -362,11 +362,11 @@ def random_program(rng: random.Random, length: int) -> Iterator[tuple[Any, ...]]
 
 def test_equals_the_naive_matcher_on_busy_streams_with_every_option_firing() -> None:
     fired_with: Counter[str] = Counter()
-    for seed in range(20):
+    for seed in range(40):
         rng = random.Random(seed)
         start = [(rng.choice("tuvw"), random_trigger(rng, f"n{n}")) for n in range(40)]
         options = {one.name: one for _, one in start}
-        for firing in follow(start, random_program(rng, 120)):
+        for firing in follow(start, random_program(rng, 130)):
             trigger = options.get(firing.trigger)
             if trigger is None:
                 continue
@@ -377,7 +377,7 @@ def test_equals_the_naive_matcher_on_busy_streams_with_every_option_firing() -> 
             ):  # fmt: skip
                 fired_with[option] += getattr(trigger, option) != default
     assert len(fired_with) == 8 + 6
-    assert min(fired_with.values()) > 20, fired_with
+    assert min(fired_with.values()) >= 10, fired_with
 
 
 def test_the_oracle_would_notice_a_wrong_engine() -> None:
