@@ -44,6 +44,16 @@ def test_precedence_argument_environment_file_default(toml):
     assert loaded == Example(host="file", port=3, limits=Limits(frame=6, names=["f"]))
 
 
+def test_given_defaults_come_last():
+    loaded = load_settings(
+        Example,
+        env_prefix="X_",
+        environ={"X_PORT": "2"},
+        defaults={"port": 1, "host": "given", "limits": {"frame": 7}},
+    )
+    assert loaded == Example(port=2, host="given", limits=Limits(frame=7))
+
+
 def test_settings_are_frozen():
     with pytest.raises(ValidationError, match="frozen"):
         Example().port = 1
@@ -82,6 +92,14 @@ def test_lists_in_the_environment_are_json():
     assert loaded.limits.names == ["a", "b"]
     with pytest.raises(InputError, match="not valid JSON"):
         load_settings(Example, env_prefix="X_", environ={"X_LIMITS__NAMES": "a,b"})
+
+
+def test_tables_that_are_no_models_take_json_below_them():
+    class Open(Settings):
+        table: dict[str, object] = Field(default={})
+
+    environ = {"X_TABLE__A": "1", "X_TABLE__B": "text"}
+    assert load_settings(Open, env_prefix="X_", environ=environ).table == {"a": 1, "b": "text"}
 
 
 def test_secrets_do_not_appear_in_messages(toml):

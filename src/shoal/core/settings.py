@@ -80,6 +80,7 @@ def load_settings(
     env_prefix: str | None = None,
     environ: Mapping[str, str] | None = None,
     overrides: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> ModelT:
     """Fill a settings model from a file, the environment and overrides.
 
@@ -101,6 +102,8 @@ def load_settings(
         Instead of ``os.environ``.
     overrides : mapping, optional
         Values that win over all others; ``None`` means "not given".
+    defaults : mapping, optional
+        Values for fields that the model itself gives none, or that differ here.
 
     Returns
     -------
@@ -117,6 +120,7 @@ def load_settings(
     """
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
+    _merge(values, defaults or {})
     if path is not None:
         read = _table(read_toml(path), table, str(path))
         _merge(values, read)
@@ -204,7 +208,15 @@ def _fields(annotation: object) -> dict[str, Any] | None:
 
 
 def _parse(text: str, annotation: object, variable: str) -> object:
-    """Read JSON where the field is a list, table or nested model; else the text itself."""
+    """Read JSON where the field is a list, table or nested model; else the text itself.
+
+    Below a field whose type says nothing to us, what looks like JSON is JSON.
+    """
+    if annotation is Any:
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            return text
     options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
     for option in options or (annotation,):
         kind = get_origin(option) or option
