@@ -22,6 +22,7 @@ else:
     from backports import zstd
 
 __all__ = [
+    "FRAME_ROOM",
     "INFLATION",
     "BodyCodec",
     "UnknownDictionaryError",
@@ -31,6 +32,9 @@ __all__ = [
 
 #: An inflated body may be this many times ``WireLimits.frame``.
 INFLATION: Final = 4
+
+#: What a frame's own fields need beside the body, bytes.
+FRAME_ROOM: Final = 64
 
 # 8 MiB, what RFC 8878 asks every reader to support. A frame that wants more would
 # make the reader set aside as much memory as the sender likes.
@@ -129,7 +133,7 @@ class BodyCodec:
             packed = zstd.compress(raw, _LEVEL, zstd_dict=trained)
             if len(packed) < len(raw):
                 body, used, number = packed, int(codec), dictionary if with_dictionary else 0
-        if len(body) > self.limits.frame - 64:  # the frame's own fields need some room
+        if len(body) > self.limits.frame - FRAME_ROOM:
             raise LimitError("batch does not fit a frame", field="body", value=len(body))
         return used, number, body
 
