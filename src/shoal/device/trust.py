@@ -315,10 +315,11 @@ class TrustStore:
         return self._updater
 
     def _find(self, path: str) -> TargetFile | None:
+        before = self.refreshes
         updater = self._current()
         with _refusals():
             found = updater.get_targetinfo(path)
-        if found is None and self._may_ask_again(path):
+        if found is None and self.refreshes == before and self._may_ask_again(path):
             self.refresh()
             assert self._updater is not None
             with _refusals():

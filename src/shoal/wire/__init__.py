@@ -5,6 +5,7 @@ from shoal.wire.codes import HTTP_STATUS, ErrorCode
 from shoal.wire.events import Event, EventBatch, EventKind, new_ulid
 from shoal.wire.limits import DEFAULT_LIMITS, WireLimits
 from shoal.wire.notices import DesiredTask, FileRef, ReleaseNotice
+from shoal.wire.package import BuiltPackage, TaskPackage, build_package
 from shoal.wire.profile import HeldTask, TaskProfile, profile_digest
 from shoal.wire.results import (
     FeatureRecord,
@@ -14,11 +15,13 @@ from shoal.wire.results import (
     ResultRecord,
     RunSummary,
 )
+from shoal.wire.specs import TaskManifest, TriggerSpec
 
 __all__ = [
     "BUCKETS",
     "DEFAULT_LIMITS",
     "HTTP_STATUS",
+    "BuiltPackage",
     "DesiredTask",
     "ErrorCode",
     "Event",
@@ -33,9 +36,13 @@ __all__ = [
     "ResultBatch",
     "ResultRecord",
     "RunSummary",
+    "TaskManifest",
+    "TaskPackage",
     "TaskProfile",
+    "TriggerSpec",
     "WireLimits",
     "bucket",
+    "build_package",
     "new_ulid",
     "profile_digest",
 ]

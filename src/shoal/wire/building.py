@@ -24,7 +24,7 @@ from shoal.wire.manifest import (
 )
 from shoal.wire.specs import ProvenanceSpec, ResourceSpec, TaskManifest
 
-__all__ = ["MANIFEST_NAME", "BuiltPackage", "build_package", "entry_path"]
+__all__ = ["MANIFEST_NAME", "BuiltPackage", "build_package", "entry_path", "source_files"]
 
 #: Name of the first member of every package.
 MANIFEST_NAME = "manifest.json"
@@ -62,7 +62,7 @@ class BuiltPackage:
     warnings: list[str] = field(default_factory=list)
 
 
-def _source_files(folder: Path) -> list[str]:
+def source_files(folder: Path) -> list[str]:
     """List the plain files of a task folder; links and devices are refused."""
     found: list[str] = []
     for place, folders, names in os.walk(folder):
@@ -160,7 +160,7 @@ def build_package(
     declared = read_task_toml(root)
     if version < 1:
         raise InputError("must be at least 1", field="version", value=version)
-    resources, left = _chosen(_source_files(root), declared.resources)
+    resources, left = _chosen(source_files(root), declared.resources)
     warnings = [f"{path}: not code, not declared, stays behind" for path in left]
     members: list[tuple[str, builtins.bytes]] = []
     separate: list[tuple[ResourceSpec, Path]] = []
