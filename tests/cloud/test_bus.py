@@ -56,3 +56,17 @@ def test_every_listener_sees_one_order_under_threads() -> None:
     seen = [[m.seq for m in listener.drain()] for listener in listeners]
     assert seen[0] == seen[1] == seen[2] == list(range(1, 801))
     assert len(rang) == 800 == len(loud.drain())
+
+
+def test_a_listener_that_cannot_be_woken_does_not_hurt_the_publisher() -> None:
+    bus = Bus()
+
+    def broken() -> None:
+        raise RuntimeError("Event loop is closed")
+
+    bus.subscribe(notify=broken)
+    healthy = bus.subscribe()
+    bus.publish("t", {"n": 1})
+    bus.publish("t", {"n": 2})
+    assert [m.payload["n"] for m in healthy.drain()] == [1, 2]
+    assert len(bus._subscriptions) == 1

@@ -7,6 +7,7 @@ counted: a live view may skip, the store never does.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 __all__ = ["Bus", "BusMessage", "Subscription"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ class Subscription:
         bus: Bus,
         topics: frozenset[str] | None,
         maxsize: int,
-        notify: Callable[[], None] | None,
+        notify: Callable[[], object] | None,
     ) -> None:
         self._bus = bus
         self._topics = topics
@@ -72,7 +75,12 @@ class Subscription:
             self._queue.append(message)
             self._ready.notify()
         if self._notify is not None:
-            self._notify()
+            try:
+                self._notify()
+            except Exception:
+                # Its event loop is gone: that must not hurt whoever publishes.
+                _log.warning("a listener of the bus cannot be woken; it is dropped")
+                self._closed = True
 
     def get(self, timeout: float | None = None) -> BusMessage | None:
         """Return the next message; ``None`` after ``timeout`` seconds or once closed.
@@ -129,13 +137,15 @@ class Bus:
             # Offered under the lock, so that every listener sees one order.
             for subscription in self._subscriptions:
                 subscription._offer(message)
+            if any(subscription._closed for subscription in self._subscriptions):
+                self._subscriptions = tuple(s for s in self._subscriptions if not s._closed)
 
     def subscribe(
         self,
         topics: Iterable[str] | None = None,
         *,
         maxsize: int = 1024,
-        notify: Callable[[], None] | None = None,
+        notify: Callable[[], object] | None = None,
     ) -> Subscription:
         """Listen to ``topics`` (all if absent).
 
@@ -149,7 +159,8 @@ class Bus:
             Called, from the publisher's thread, after each message that was
             queued; an event loop passes ``lambda:
             loop.call_soon_threadsafe(event.set)`` and then calls
-            :meth:`Subscription.drain`. It must not block, publish or raise.
+            :meth:`Subscription.drain`. It must not block or publish; one
+            that raises is dropped.
         """
         subscription = Subscription(
             self, None if topics is None else frozenset(topics), maxsize, notify

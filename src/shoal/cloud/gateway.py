@@ -33,6 +33,7 @@ from shoal.cloud.files import (
     send_response,
 )
 from shoal.cloud.fleet import Fleet
+from shoal.cloud.middleware import ASGIApp
 from shoal.cloud.plans import PlanTable, UnsupportedProtocolError
 from shoal.cloud.problems import Problem
 from shoal.cloud.ratelimit import KeyedBuckets, TokenBucket
@@ -40,7 +41,6 @@ from shoal.cloud.tokens import TokenClaims, TokenMint
 from shoal.core.errors import InputError, LimitError, NotFoundError, ShoalError
 from shoal.wire.codes import ErrorCode
 from shoal.wire.enrolment import MEDIA_TYPE, EnrolReply, EnrolRequest, ProfileReply
-from shoal.wire.frames import Ack, Batch, Nack, decode_frame, encode_frame
 from shoal.wire.notices import format_notice_address, parse_notice_address
 from shoal.wire.profile import NOTICE_HEADER, TaskProfile
 
@@ -82,16 +82,19 @@ class GatewayParts:
         Folder of the image repository's metadata.
     root : callable
         The TUF root metadata that enrolling devices pin.
-    uplink : callable, optional
-        Makes a batch of a device durable: (device, batch, now_us) -> Ack or Nack.
+    uplink : ASGI application, optional
+        Takes ``POST /v1/d/uplink``, the fallback of the tunnel.
     simulation : callable, optional
         Takes a virtual device's report: (device, body).
     exclusive : callable, optional
         (claims, task, version) -> the encoded grant of a device's own files.
     exclusive_file : callable, optional
         (device, sha256) -> path of a file that only this device may read.
-    unplanned : callable, optional
-        Called when a device falls into a cohort set that has no plan yet.
+    admitted : callable, optional
+        Called with (device, cohort set) when a device has enrolled or sent its
+        profile, before its notice is looked up.
+    pulled : callable, optional
+        Called with (device, notice address) when a device fetches its notice.
     """
 
     tokens: TokenMint
@@ -101,11 +104,12 @@ class GatewayParts:
     files: _Files | None = None
     metadata: Path | None = None
     root: Callable[[], bytes] = bytes
-    uplink: Callable[[bytes, Batch, int], Ack | Nack] | None = None
+    uplink: ASGIApp | None = None
     simulation: Callable[[bytes, bytes], None] | None = None
     exclusive: Callable[[TokenClaims, str, int], bytes] | None = None
     exclusive_file: Callable[[bytes, bytes], Path] | None = None
-    unplanned: Callable[[], None] | None = None
+    admitted: Callable[[bytes, int], None] | None = None
+    pulled: Callable[[bytes, tuple[int, int, int]], None] | None = None
 
 
 class Gateway:
@@ -255,7 +259,7 @@ class Gateway:
         body = await _read_body(scope, receive, self._config.limits.notice)
         request = _ENROL.decode(body)
         cohort = await self._run(lambda: enrolment.enrol(request))
-        await self._plan_for(cohort)
+        await self._admitted(request.profile.device, cohort)
         now = self._clock()
         reply = EnrolReply(
             device=request.profile.device,
@@ -280,7 +284,7 @@ class Gateway:
                 ErrorCode.NOT_ENTITLED, "the profile speaks of another device than the token"
             )
         cohort = await self._run(lambda: enrolment.update(profile))
-        await self._plan_for(cohort)
+        await self._admitted(claims.device, cohort)
         now = self._clock()
         address = self._parts.plans.address(cohort, claims.device.hex())
         reply = ProfileReply(
@@ -292,14 +296,15 @@ class Gateway:
         )
         await send_response(send, 200, [_MSGPACK, _NO_STORE], _ENCODE.encode(reply))
 
-    async def _plan_for(self, cohort: int) -> None:
-        unplanned = self._parts.unplanned
-        if unplanned is not None and not self._parts.plans.has(cohort):
-            await self._run(unplanned)
+    async def _admitted(self, device: bytes, cohort: int) -> None:
+        admitted = self._parts.admitted
+        if admitted is not None:
+            await self._run(lambda: admitted(device, cohort))
 
     async def _notices(self, scope: Scope, receive: Receive, send: Send, rest: str) -> None:
         epoch, cohort, mask = parse_notice_address(rest)
-        plans = self._parts.plans
+        plans, pulled = self._parts.plans, self._parts.pulled
+        device = None
         if not self._config.public_notices:
             claims = self._claims(scope)
             present = plans.address(claims.cohort, claims.device.hex())
@@ -309,11 +314,15 @@ class Gateway:
                         ErrorCode.STALE_EPOCH, "not in force any more", hint="check again"
                     )
                 raise Problem(ErrorCode.NOT_ENTITLED, "this notice is not for this device")
+            device = claims.device
         _limit(self._pulls.take())
         try:
             body = await self._run(lambda: plans.notice(epoch, cohort, mask))
         except NotFoundError as error:
             raise Problem(ErrorCode.STALE_EPOCH, error.message, hint="check again") from error
+        if device is not None and pulled is not None:
+            puller, note = device, pulled
+            await self._run(lambda: note(puller, (epoch, cohort, mask)))
         # A notice is signed again when half its life is over; caches keep it less long.
         scope_ = "public" if self._config.public_notices else "private"
         age = max(1, int(self._config.notice_ttl_s / 4))
@@ -362,18 +371,10 @@ class Gateway:
         await send_response(send, 200, headers, body)
 
     async def _uplink(self, scope: Scope, receive: Receive, send: Send, rest: str) -> None:
-        uplink = self._parts.uplink
-        if uplink is None or rest:
+        if self._parts.uplink is None or rest:
             raise _not_found(scope["path"])
-        claims = self._claims(scope)
-        _limit(self._devices.take(claims.device))
-        body = await _read_body(scope, receive, self._config.limits.frame)
-        frame = decode_frame(body, self._config.limits)
-        if not isinstance(frame, Batch):
-            raise InputError("only BATCH frames go up this way", field="frame")
-        now = self._clock()
-        answer = await self._run(lambda: uplink(claims.device, frame, now))
-        await send_response(send, 200, [_MSGPACK, _NO_STORE], encode_frame(answer))
+        _limit(self._devices.take(self._claims(scope).device))
+        await self._parts.uplink(scope, receive, send)
 
     async def _simulation(self, scope: Scope, receive: Receive, send: Send, rest: str) -> None:
         simulation = self._parts.simulation

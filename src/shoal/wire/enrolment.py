@@ -28,7 +28,14 @@ import msgspec
 
 from shoal.wire.profile import TaskProfile
 
-__all__ = ["MEDIA_TYPE", "EnrolReply", "EnrolRequest", "ProfileReply", "enrolment_message"]
+__all__ = [
+    "MEDIA_TYPE",
+    "EnrolReply",
+    "EnrolRequest",
+    "ExclusiveGrant",
+    "ProfileReply",
+    "enrolment_message",
+]
 
 #: Media type of msgpack bodies between device and cloud.
 MEDIA_TYPE = "application/vnd.shoal.v1+msgpack"
@@ -84,6 +91,23 @@ class ProfileReply(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     notice: str | None
     server_time_us: int
+
+
+class ExclusiveGrant(msgspec.Struct, frozen=True, kw_only=True):
+    """The files of one device alone, beside a task version's shared ones.
+
+    Attributes
+    ----------
+    director : bytes
+        Signed ``DirectorStatement`` with one task, ``exclusive``; the paths of its
+        resources begin with the device id in hex and a slash, and a device refuses
+        a statement whose paths begin otherwise.
+    urls : dict
+        Where to fetch each file, by SHA-256 in hex; ``Shoal-Device`` is needed.
+    """
+
+    director: bytes
+    urls: dict[str, str]
 
 
 def enrolment_message(token: str, public_key: bytes, device: bytes, ts_us: int) -> bytes:
