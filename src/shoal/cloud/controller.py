@@ -569,6 +569,7 @@ class ReleaseController:
             verdict=Verdict(evidence["verdict"]),
             dwelt=dwell_s >= policy.min_dwell_s,
             overdue=dwell_s >= policy.max_dwell_s,
+            strict=policy.on_inconclusive == "roll_back",
             enough_devices=observed >= policy.min_devices,
             **facts,
         )

@@ -94,6 +94,10 @@ class ReleasePolicy(BaseModel):
     simulation : str
         ``"required"``: a passed simulation test before beta, always;
         ``"if_possible"``: when a virtual device is enrolled; ``"off"``.
+    on_inconclusive : str
+        ``"pause"`` and wait for an operator when ``max_dwell_s`` is over, or
+        ``"roll_back"``: what was not proven safe in time goes. For small fleets,
+        where statistics may not be able to tell; alpha does not cover it.
     on_beta_failure : str
         ``"roll_back"`` at the first failed named device, or ``"hold"`` and wait
         for an operator.
@@ -124,6 +128,7 @@ class ReleasePolicy(BaseModel):
     outcome_after_s: Annotated[float, Field(gt=0)] = 600.0
     sticky: bool = False
     simulation: Literal["required", "if_possible", "off"] = "if_possible"
+    on_inconclusive: Literal["pause", "roll_back"] = "pause"
     on_beta_failure: Literal["roll_back", "hold"] = "roll_back"
     rollback_target: Annotated[float, Field(gt=0, le=1)] = 0.99
     rollback_timeout_s: Annotated[float, Field(gt=0)] = 86_400.0

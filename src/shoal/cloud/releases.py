@@ -154,6 +154,8 @@ class Facts:
         Worst over all guardrails: worse if one is worse, safe if all are safe.
     dwelt, overdue : bool
         The minimum stay in the step is over; so is the maximum.
+    strict : bool
+        The policy rolls back what was not proven safe in time.
     enough_devices : bool
         The minimum number of devices was observed.
     reverted : bool
@@ -168,6 +170,7 @@ class Facts:
     verdict: Verdict = Verdict.UNDECIDED
     dwelt: bool = False
     overdue: bool = False
+    strict: bool = False
     enough_devices: bool = False
     reverted: bool = False
 
@@ -226,6 +229,8 @@ def decide(release: Release, facts: Facts, *, blocked: bool = False) -> Decision
     if state is S.GRAY:
         if facts.verdict is Verdict.SAFE and facts.dwelt and facts.enough_devices:
             return Decision(Command.SAFE, "all guardrails are safe")
+        if facts.overdue and facts.strict:
+            return Decision(Command.WORSE, "not proven safe within the longest stay")
         if facts.overdue:
             return Decision(Command.INCONCLUSIVE, "no verdict within the longest stay")
     if state is S.ROLLING_BACK and facts.reverted:
