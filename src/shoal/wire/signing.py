@@ -213,6 +213,10 @@ def verify_statement(
         raise SignatureError(
             f"director metadata does not decode: {error}", ErrorCode.SIGNATURE_INVALID
         ) from error
+    if signed.schema != STATEMENT_SCHEMA:
+        raise SignatureError(
+            f"director metadata has schema {signed.schema}", ErrorCode.SCHEMA_MISMATCH
+        )
     if not _signed_by_any(signed, keys):
         raise SignatureError(
             "director metadata has no valid signature of a known key",
