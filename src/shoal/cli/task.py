@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from shoal.cli import release, versions
 from shoal.cli.output import Output, json_option
 from shoal.core.errors import ConflictError
 
@@ -116,3 +117,7 @@ def build(out: Output, folder: Path, version: int, into: Path) -> None:
         out.line(f"{place}  {item.size:,} bytes  separate: {item.name}")
     for warning in built.warnings:
         out.line(f"warning: {warning}")
+
+
+for _command in (*versions.COMMANDS, *release.COMMANDS):
+    task.add_command(_command)
