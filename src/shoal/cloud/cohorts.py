@@ -65,6 +65,8 @@ class CohortBook:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        # Guards memory only: nobody who holds it waits for the database, because
+        # whoever writes to the database may come here.
         self._lock = threading.RLock()
         self._cohorts: dict[int, Cohort] = {}
         self._predicates: dict[int, Predicate] = {}
@@ -77,15 +79,12 @@ class CohortBook:
 
     def reload(self) -> None:
         """Read the cohorts again, after another process has changed them."""
+        with self._store.read() as connection:
+            rows = connection.execute(sa.select(tables.cohort).order_by(tables.cohort.c.id)).all()
+        cohorts = {row.id: Cohort(row.id, row.name, row.predicate, row.epoch) for row in rows}
+        predicates = {number: Predicate(cohort.predicate) for number, cohort in cohorts.items()}
         with self._lock:
-            with self._store.read() as connection:
-                rows = connection.execute(sa.select(tables.cohort).order_by(tables.cohort.c.id))
-                self._cohorts = {
-                    row.id: Cohort(row.id, row.name, row.predicate, row.epoch) for row in rows
-                }
-            self._predicates = {
-                cohort.id: Predicate(cohort.predicate) for cohort in self._cohorts.values()
-            }
+            self._cohorts, self._predicates = cohorts, predicates
             self._cache.clear()
 
     def all(self) -> list[Cohort]:
@@ -117,14 +116,12 @@ class CohortBook:
             raise InputError("a name has 1 to 64 printable characters", field="name", value=name)
         compiled = Predicate(predicate)
         sha = hashlib.sha256(predicate.encode()).hexdigest()
-        with self._lock, self._store.begin() as connection:
+        with self._store.begin() as connection:
             row = connection.execute(
                 sa.select(tables.cohort).where(tables.cohort.c.name == name)
             ).one_or_none()
             if row is not None and row.predicate_sha == sha:
-                return self._cohorts.setdefault(
-                    row.id, Cohort(row.id, row.name, row.predicate, row.epoch)
-                )
+                return Cohort(row.id, row.name, row.predicate, row.epoch)
             epoch = self._store.bump_epoch(connection)
             values = {"predicate": predicate, "predicate_sha": sha, "epoch": epoch}
             if row is None:
@@ -139,16 +136,18 @@ class CohortBook:
                 connection.execute(
                     sa.update(tables.cohort).where(tables.cohort.c.id == number).values(values)
                 )
-            before = dict(self._cohorts), dict(self._predicates)
             cohort = Cohort(number, name, predicate, epoch)
-            self._cohorts[number] = cohort
-            self._predicates[number] = compiled
-            self._cache.clear()
+            with self._lock:
+                before = self._cohorts, self._predicates
+                self._cohorts = {**self._cohorts, number: cohort}
+                self._predicates = {**self._predicates, number: compiled}
+                self._cache.clear()
             try:
                 self._reassign(connection)
             except BaseException:
-                self._cohorts, self._predicates = before
-                self._cache.clear()
+                with self._lock:
+                    self._cohorts, self._predicates = before
+                    self._cache.clear()
                 raise
         return cohort
 
@@ -183,20 +182,28 @@ class CohortBook:
         device : bytes, optional
             The device id, which predicates see as ``device.id`` in hex.
         """
+        if device is not None and self._names_device():
+            named = {**attributes.get("device", {}), "id": device.hex()}
+            attributes = {**attributes, "device": named}
+        key = _digest(attributes)
         with self._lock:
-            if device is not None and any(p.names_device for p in self._predicates.values()):
-                named = {**attributes.get("device", {}), "id": device.hex()}
-                attributes = {**attributes, "device": named}
-            key = _digest(attributes)
             number = self._cache.get(key)
             if number is not None:
                 self._cache.move_to_end(key)
                 return number
+        # Inside a transaction, so that no definition comes between the evaluation,
+        # the set's number and the cache.
+        with self._store.begin():
             number = self._set_number(self.matching(attributes))
-            self._cache[key] = number
-            if len(self._cache) > _CACHE:
-                self._cache.popitem(last=False)
-            return number
+            with self._lock:
+                self._cache[key] = number
+                if len(self._cache) > _CACHE:
+                    self._cache.popitem(last=False)
+        return number
+
+    def _names_device(self) -> bool:
+        with self._lock:
+            return any(predicate.names_device for predicate in self._predicates.values())
 
     def _set_number(self, cohorts: list[int]) -> int:
         digest = _digest(cohorts)
@@ -227,7 +234,7 @@ class CohortBook:
         moved: dict[int, dict[bytes, tuple[int, ...]]] = {}
         stays: dict[int, set[tuple[int, ...]]] = {}
         memory: dict[str, tuple[int, ...]] = {}
-        names_device = any(p.names_device for p in self._predicates.values())
+        names_device = self._names_device()
         for row in connection.execute(query).all():
             attributes = row.attributes
             if names_device:

@@ -152,7 +152,6 @@ class Enrolment:
         check_profile(profile, self._limits)
         self._check_proof(request)
         now = self._clock()
-        cohort_set = self._cohorts.cohort_set(attributes_of(profile), device=profile.device)
         with self._store.begin() as connection:
             known = connection.execute(
                 sa.select(tables.device).where(tables.device.c.id == profile.device)
@@ -172,6 +171,7 @@ class Enrolment:
                 # A device whose clock runs years ahead must be able to come back.
                 if request.ts_us > now + _DAY_US:
                     enrolled_us = now
+            cohort_set = self._cohorts.cohort_set(attributes_of(profile), device=profile.device)
             self._fleet.write_profile(
                 connection,
                 profile,
@@ -193,8 +193,8 @@ class Enrolment:
             See :func:`check_profile`.
         """
         check_profile(profile, self._limits)
-        cohort_set = self._cohorts.cohort_set(attributes_of(profile), device=profile.device)
         with self._store.begin() as connection:
+            cohort_set = self._cohorts.cohort_set(attributes_of(profile), device=profile.device)
             if not self._fleet.write_profile(connection, profile, cohort_set, self._clock()):
                 raise Problem(
                     ErrorCode.UNAUTHENTICATED, "this device is not known here", hint="enrol again"

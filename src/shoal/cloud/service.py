@@ -31,6 +31,7 @@ from shoal.cloud.exclusive import ExclusiveFiles
 from shoal.cloud.fleet import Fleet
 from shoal.cloud.gateway import Gateway, GatewayParts
 from shoal.cloud.images import ImageRepository
+from shoal.cloud.ingest import Ingest
 from shoal.cloud.metrics import Metric
 from shoal.cloud.middleware import ASGIApp, ReleaseMiddleware
 from shoal.cloud.plans import PlanTable
@@ -81,7 +82,11 @@ class Cloud:
         self._lock = FolderLock(folder, "shoal cloud")
         try:
             self.store = Store(config.resolved_database_url)
-            self._assemble(folder, recover=recover)
+            try:
+                self._assemble(folder, recover=recover)
+            except BaseException:
+                self.store.close()
+                raise
         except BaseException:
             self._lock.close()
             raise
@@ -105,7 +110,9 @@ class Cloud:
             folder / "images", config.resolved_offline_keys_dir, clock=clock
         )
         self.images.init([self.director.public_key])
-        self.registry = Registry(folder / "registry", self.blobs, self.images, store)
+        self.registry = Registry(
+            folder / "registry", self.blobs, self.images, store, limits=config.limits, clock=clock
+        )
         self.cohorts = CohortBook(store)
         self.cohorts.define(EVERYONE, "!agent.virtual")
         self.cohorts.define(VIRTUAL_COHORT, "agent.virtual")
@@ -127,7 +134,9 @@ class Cloud:
         self.exclusive = ExclusiveFiles(
             store, BlobStore(folder / "exclusive"), self.director, self._epoch_of, clock=clock
         )
-        self._join_tunnel()
+        self.ingest = Ingest(store, self._on_results, limits=config.limits)
+        self.tunnel: ASGIApp | None = None
+        self.uplink: ASGIApp | None = None
         self.gateway = Gateway(
             config,
             GatewayParts(
@@ -400,6 +409,7 @@ class Cloud:
         try:
             self.ingest.close()
             self.fleet.flush()
+            self.registry.close()
         finally:
             self.store.close()
             self._lock.close()

@@ -106,6 +106,7 @@ def create_admin(cloud: Cloud) -> ASGIApp:
             ),
         ),
         request_max_body_size=1024 * 1024,
+        logging_config=None,  # the process decides how it logs
     )
     app.state.auth = AdminAuth(cloud.store, cloud.config.admin_token)
     return cast("ASGIApp", app)
