@@ -531,7 +531,8 @@ def test_memory_stays_bounded_whatever_pages_appear() -> None:
         engine.on(make(1 + n % 5, f"page{n}", n, {"w": n % 7}), n)
         engine.on(make(CLICK, "a", n), n)
     assert len(engine._plans) <= 4096
-    assert len(engine._same) < 30
+    assert len(engine._tries._plans) < 30
+    assert engine._tries.sets.size < 100
     assert len(engine.snapshot()) < 1_000_000
     assert engine.counts["pending_dropped"] == 10_000 - 4096
 

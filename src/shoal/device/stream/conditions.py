@@ -1,30 +1,44 @@
-"""Conditions on an event's content, compiled to closures and indexed by equal values.
+"""Conditions on an event's content, compiled to closures and grouped by field.
 
 Walle sheet B.2: a conjunction of plain (field, operator, value) tuples; there
-is no expression parser on the device. Equality is by far the commonest
-condition, so conditions that ask the same field for different values become
-one dictionary look-up instead of one test each.
+is no expression parser on the device. However many conditions ask one field,
+its value is looked up once per event: :class:`FieldCodes` maps a value to the
+number of the set of conditions that it meets.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Generic, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
 
 from shoal.core.errors import InputError
 
-__all__ = ["OPERATORS", "Check", "GuardTable", "Guarded", "compile_condition", "condition_key"]
+__all__ = [
+    "MISSING",
+    "OPERATORS",
+    "Check",
+    "FieldCodes",
+    "compile_condition",
+    "compile_test",
+    "condition_key",
+    "find",
+]
 
 #: Operators that a condition may use.
 OPERATORS = ("==", "!=", "<", "<=", ">", ">=", "in", "exists")
 
 Check = Callable[[Mapping[str, Any]], bool]
-T = TypeVar("T")
+Test = Callable[[Any], bool]
 
-_MISSING = object()
+#: Stands for the value of a field that is not there.
+MISSING: Any = object()
+
+# Values of one field that are remembered; the others are tested anew each time.
+_MAX_VALUES = 4096
+
 _ORDER: dict[str, Callable[[Any, Any], Any]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -33,60 +47,49 @@ _ORDER: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-def _find(content: Mapping[str, Any], field: str, path: list[str]) -> Any:
+def find(content: Mapping[str, Any], field: str) -> Any:
     """Return the field's value; ``a.b`` is the key "a.b", or else "b" inside "a"."""
-    value: Any = content.get(field, _MISSING)
-    if value is not _MISSING or len(path) == 1:
+    value: Any = content.get(field, MISSING)
+    if value is not MISSING or "." not in field:
         return value
     value = content
-    for part in path:
+    for part in field.split("."):
         if not isinstance(value, Mapping):
-            return _MISSING
-        value = value.get(part, _MISSING)
-        if value is _MISSING:
-            return _MISSING
+            return MISSING
+        value = value.get(part, MISSING)
+        if value is MISSING:
+            return MISSING
     return value
 
 
-def compile_condition(field: str, op: str, value: Any) -> Check:
-    """Return a function that says whether an event's content meets the condition.
+def compile_test(op: str, value: Any) -> Test:
+    """Return a function that says whether a field's value meets ``op value``.
 
-    A missing field meets only ``exists`` with ``False``; values that cannot be
+    :data:`MISSING` meets only ``exists`` with ``False``; values that cannot be
     compared (a string with a number) do not meet an order.
 
     Raises
     ------
     InputError
-        Unknown operator, an empty field, or ``in`` without a list.
+        Unknown operator, or ``in`` without a list.
     """
-    if not field:
-        raise InputError("must not be empty", field="where.field", value=field)
-    if op not in OPERATORS:
-        raise InputError("unknown operator", field="where.op", value=op, hint=" ".join(OPERATORS))
-    path = field.split(".")
     if op == "exists":
         wanted = bool(value)
-        return lambda content: (_find(content, field, path) is not _MISSING) == wanted
+        return lambda found: (found is not MISSING) == wanted
     if op == "==":
-        return lambda content: bool(_find(content, field, path) == value)
+        return lambda found: bool(found == value)
     if op == "!=":
-
-        def differs(content: Mapping[str, Any]) -> bool:
-            found = _find(content, field, path)
-            return found is not _MISSING and bool(found != value)
-
-        return differs
+        return lambda found: found is not MISSING and bool(found != value)
     if op == "in":
         if not isinstance(value, list | tuple):
             raise InputError("wants a list", field="where.value", value=value)
         allowed = tuple(value)
-        return lambda content: _find(content, field, path) in allowed
+        return lambda found: found in allowed
+    if op not in _ORDER:
+        raise InputError("unknown operator", field="where.op", value=op, hint=" ".join(OPERATORS))
     order = _ORDER[op]
 
-    def ordered(content: Mapping[str, Any]) -> bool:
-        found = _find(content, field, path)
-        if found is _MISSING:
-            return False
+    def ordered(found: Any) -> bool:
         try:
             return bool(order(found, value))
         except TypeError:
@@ -95,65 +98,61 @@ def compile_condition(field: str, op: str, value: Any) -> Check:
     return ordered
 
 
+def compile_condition(field: str, op: str, value: Any) -> Check:
+    """Return a function that says whether an event's content meets the condition.
+
+    Raises
+    ------
+    InputError
+        As :func:`compile_test`, and for an empty field.
+    """
+    if not field:
+        raise InputError("must not be empty", field="where.field", value=field)
+    test = compile_test(op, value)
+    return lambda content: test(find(content, field))
+
+
 def condition_key(field: str, op: str, value: Any) -> bytes:
     """Return bytes that are equal for equal conditions (for sharing trie nodes)."""
     return msgspec.json.encode([field, op, value], order="deterministic")
 
 
-class Guarded(NamedTuple, Generic[T]):
-    """``target`` counts only if every condition (field, op, value) holds."""
+class FieldCodes(dict[Any, int]):
+    """Maps a field's value to the number of the set of conditions that it meets.
 
-    conditions: tuple[tuple[str, str, Any], ...]
-    checks: tuple[Check, ...]
-    target: T
-
-
-class GuardTable(Generic[T]):
-    """Finds the targets whose conditions an event's content meets.
+    A dictionary of the values seen so far (4,096 at most), so that a value seen
+    before costs one look-up, however many conditions there are.
 
     Parameters
     ----------
-    guarded : iterable of Guarded
-        In the order in which hits are wanted within one field or list.
+    tests : dict
+        Condition number to its test.
+
+    Attributes
+    ----------
+    met : list of frozenset
+        By code: the numbers of the conditions that hold.
     """
 
-    __slots__ = ("_indexed", "_others")
+    __slots__ = ("_codes", "_tests", "met")
 
-    def __init__(self, guarded: Iterable[Guarded[T]]) -> None:
-        indexed: dict[str, dict[Any, list[tuple[tuple[Check, ...], T]]]] = {}
-        others: list[tuple[tuple[Check, ...], T]] = []
-        for item in guarded:
-            for place, (field, op, value) in enumerate(item.conditions):
-                # None stays out: get() below cannot tell it from a missing field.
-                if op == "==" and "." not in field and isinstance(value, str | int | float):
-                    rest = item.checks[:place] + item.checks[place + 1 :]
-                    bucket = indexed.setdefault(field, {}).setdefault(value, [])
-                    bucket.append((rest, item.target))
-                    break
-            else:
-                others.append((item.checks, item.target))
-        self._indexed = list(indexed.items())
-        self._others = others
+    def __init__(self, tests: Mapping[int, Test]) -> None:
+        super().__init__()
+        self._tests = list(tests.items())
+        self._codes: dict[frozenset[int], int] = {}
+        self.met: list[frozenset[int]] = []
 
-    def hits(self, content: Mapping[str, Any]) -> list[T]:
-        """Return the targets whose conditions all hold."""
-        found: list[T] = []
-        for field, by_value in self._indexed:
-            try:
-                bucket = by_value.get(content.get(field))
-            except TypeError:  # a list or a map equals no plain value
-                continue
-            if bucket is not None:
-                for checks, target in bucket:
-                    for check in checks:
-                        if not check(content):
-                            break
-                    else:
-                        found.append(target)
-        for checks, target in self._others:
-            for check in checks:
-                if not check(content):
-                    break
-            else:
-                found.append(target)
-        return found
+    def code(self, value: Any) -> int:
+        """Return the code of ``value`` without remembering the value."""
+        met = frozenset(number for number, test in self._tests if test(value))
+        code = self._codes.get(met)
+        if code is None:
+            code = self._codes[met] = len(self.met)
+            self.met.append(met)
+        return code
+
+    def __missing__(self, value: Any) -> int:
+        code = self.code(value)
+        if len(self) < _MAX_VALUES:
+            self[value] = code
+        return code

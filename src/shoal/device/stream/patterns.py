@@ -109,14 +109,15 @@ class Trigger:
                 raise InputError("is not a step (from 0)", field="where.step", value=step)
 
     def compiled(self) -> list[StepSpec]:
-        """Return the steps ready for the trie."""
+        """Return the steps ready for the trie; raises :class:`InputError` if one is wrong."""
         specs = []
         for number, pattern in enumerate(self.steps):
             conditions = tuple(
                 (field, op, value) for step, field, op, value in self.where if step == number
             )
-            checks = tuple(compile_condition(*one) for one in conditions)
-            specs.append(StepSpec(*parse_pattern(pattern), conditions, checks))
+            for one in conditions:
+                compile_condition(*one)
+            specs.append(StepSpec(*parse_pattern(pattern), conditions))
         return specs
 
     def digest(self) -> bytes:
@@ -144,7 +145,7 @@ class End:
 
     __slots__ = (
         "cooldown_us", "count", "depth", "fired_us", "name", "negated", "pending", "reset_seq",
-        "simple", "since", "starts", "task", "trigger", "within_us", "without",
+        "simple", "since", "span_us", "starts", "task", "trigger", "within_us", "without",
     )  # fmt: skip
 
     def __init__(self, task: str, trigger: Trigger, since: int) -> None:
@@ -159,6 +160,8 @@ class End:
         self.count = trigger.count
         self.without = parse_pattern(trigger.without) if trigger.without else None
         self.negated = parse_pattern(trigger.not_followed_by) if trigger.not_followed_by else None
+        #: How long a partial match can be of use; 0 = for ever.
+        self.span_us = 0 if self.negated else self.within_us
         self.simple = not (
             self.within_us or self.cooldown_us or self.count > 1 or self.without or self.negated
         )

@@ -1,12 +1,12 @@
-"""The trie of trigger sequences, and its strict half as an automaton built on demand.
+"""The trie of trigger sequences, and how a set of its nodes moves at an event.
 
 Walle sheet B.2. Sequences that begin alike share nodes. In *strict* mode the
-next event must match the next step, so the set of live nodes after an event
-depends only on the set before it, on the event's kind and page, and on which
-conditions held. Each such set becomes one :class:`StrictState`, and each step
-from one to the next is computed once and then looked up (the subset
-construction of automata, done lazily as in Thompson's matcher; Ken Thompson,
-"Regular expression search algorithm", CACM 1968).
+next event must match the next step, so the set of live nodes depends only on
+what the last few events were. Sets are built once and remembered with their
+moves (the subset construction of automata, done lazily as in Thompson's
+matcher: Ken Thompson, "Regular expression search algorithm", CACM 1968). Nodes
+at depth 1 and deeper ones are kept as two sets, since the first depends on the
+last event alone: far fewer sets arise than if they were one.
 """
 
 from __future__ import annotations
@@ -15,30 +15,36 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from shoal.device.stream.conditions import Check, Guarded, GuardTable, condition_key
+from shoal.device.stream.conditions import condition_key
 
 if TYPE_CHECKING:
     from shoal.device.stream.patterns import End
+    from shoal.device.stream.plans import EventClass
 
-__all__ = ["Node", "StepSpec", "StrictAutomaton", "StrictMove", "StrictState", "matches"]
-
-# Sets of live nodes that are kept ready; beyond it the table starts anew.
-_MAX_STATES = 4096
+__all__ = ["Node", "NodeSet", "NodeSets", "StepSpec", "takes"]
 
 
 class StepSpec(NamedTuple):
-    """One step of a sequence: kind and page (``None`` = any) and compiled conditions."""
+    """One step of a sequence: kind and page (``None`` = any) and its conditions."""
 
     kind: int | None
     page: str | None
     conditions: tuple[tuple[str, str, Any], ...] = ()
-    checks: tuple[Check, ...] = ()
+
+    @property
+    def keys(self) -> list[bytes]:
+        """One key for each condition, sorted."""
+        return sorted({condition_key(*one) for one in self.conditions})
 
     @property
     def key(self) -> bytes:
         """Bytes that are equal for equal steps."""
-        conditions = b"&".join(sorted(condition_key(*one) for one in self.conditions))
-        return f"{self.kind}@{self.page!r}".encode() + b"?" + conditions
+        return f"{self.kind}@{self.page!r}?".encode() + b"&".join(self.keys)
+
+
+def takes(pattern: tuple[int | None, str | None], kind: int | None, page: str | None) -> bool:
+    """Say whether a (kind, page) pattern, ``None`` = any, takes this kind and page."""
+    return pattern[0] in (None, kind) and pattern[1] in (None, page)
 
 
 class Node:
@@ -46,24 +52,44 @@ class Node:
 
     Attributes
     ----------
+    number : int
+        Position in its trie.
+    conditions : frozenset of int
+        Numbers of the conditions of the step into this node.
     seq, at_us : int
         Relaxed mode: the latest start of a partial match that has reached this
         node (number of its first event, and when); ``seq`` is -1 when none has.
+    waiting : bool
+        Relaxed mode: whether it is among its group's waiting nodes.
     """
 
-    __slots__ = ("at_us", "children", "depth", "ends", "parent", "path", "seq", "step")
+    __slots__ = (
+        "at_us", "children", "conditions", "depth", "ends", "longest_us", "number", "parent",
+        "path", "plain", "seq", "step", "waiting",
+    )  # fmt: skip
 
-    def __init__(self, parent: Node | None, step: StepSpec | None) -> None:
+    def __init__(self, parent: Node | None, step: StepSpec) -> None:
         self.parent = parent
         self.step = step
         self.depth: int = 0 if parent is None else parent.depth + 1
         prefix = b"" if parent is None else parent.path
-        key = b"" if step is None else step.key
-        self.path: bytes = hashlib.blake2b(prefix + key, digest_size=16).digest()
+        self.path: bytes = hashlib.blake2b(prefix + step.key, digest_size=16).digest()
         self.children: dict[bytes, Node] = {}
+        self.conditions: frozenset[int] = frozenset()
         self.ends: list[End] = []
+        self.number = 0
         self.seq = -1
         self.at_us = 0
+        self.waiting = False
+        #: Children without conditions; filled in when the trie is complete.
+        self.plain: tuple[Node, ...] = ()
+        #: Longest duration of any sequence through this node; 0 = no limit.
+        self.longest_us = 0
+
+    @classmethod
+    def root(cls) -> Node:
+        """Make the root of an empty trie."""
+        return cls(None, StepSpec(None, None))
 
     def insert(self, steps: Iterable[StepSpec], end: End) -> None:
         """Add the sequence ``steps`` below this node, with ``end`` at its last node."""
@@ -73,7 +99,12 @@ class Node:
             child = node.children.get(key)
             if child is None:
                 child = node.children[key] = Node(node, step)
+                child.longest_us = -1
             node = child
+            if end.span_us == 0 or node.longest_us == 0:
+                node.longest_us = 0
+            else:
+                node.longest_us = max(node.longest_us, end.span_us)
         node.ends.append(end)
 
     def walk(self) -> Iterator[Node]:
@@ -84,95 +115,95 @@ class Node:
             yield node
             stack.extend(reversed(node.children.values()))
 
+    def finish(self, conditions: dict[bytes, int]) -> None:
+        """Number the nodes below this one and their conditions."""
+        for number, node in enumerate(self.walk()):
+            node.number = number
+            node.conditions = frozenset(conditions[key] for key in node.step.keys)
+        for node in self.walk():
+            node.plain = tuple(one for one in node.children.values() if not one.conditions)
 
-def matches(node: Node, kind: int | None, page: str | None) -> bool:
-    """Say whether the step into ``node`` takes events of this kind and page."""
-    step = node.step
-    return (
-        step is not None
-        and (step.kind is None or step.kind == kind)
-        and (step.page is None or step.page == page)
-    )
-
-
-class StrictState:
-    """A set of live nodes, and the moves from it that have been needed so far."""
-
-    __slots__ = ("moves", "nodes")
-
-    def __init__(self, nodes: tuple[Node, ...]) -> None:
-        self.nodes = nodes
-        # Keyed by the plan of a (kind, page); typed loosely to stay free of a cycle.
-        self.moves: dict[Any, StrictMove] = {}
+    def takes(self, kind: int | None, page: str | None) -> bool:
+        """Say whether the step into this node takes events of this kind and page."""
+        return takes((self.step.kind, self.step.page), kind, page)
 
 
-class StrictMove(NamedTuple):
-    """Where an event leads: at once, or by which conditions its content meets.
+class NodeSet:
+    """Some nodes of the strict trie that the last event reached.
 
-    ``state`` and ``ends`` hold when no guarded step is taken; ``guards`` finds
-    those that are, and ``by_hits`` remembers where each set of them leads.
+    Attributes
+    ----------
+    nodes : tuple of Node
+        Those that a further event can carry on.
+    ends : tuple of End
+        Sequences that the last event completed.
+    live : NodeSet
+        The set of ``nodes`` alone; the empty set if there are none.
+    moves : dict
+        By class of the next event: the set that it reaches from here.
     """
 
-    state: StrictState
-    ends: tuple[End, ...]
-    guards: GuardTable[Node] | None
-    by_hits: dict[tuple[Node, ...], tuple[StrictState, tuple[End, ...]]]
-    plain: tuple[Node, ...]
+    __slots__ = ("_children", "ends", "live", "moves", "nodes")
+
+    def __init__(self, nodes: tuple[Node, ...]) -> None:
+        self.nodes = tuple(node for node in nodes if node.children)
+        self.ends = tuple(end for node in nodes for end in node.ends)
+        self.live = self
+        self.moves: dict[EventClass, NodeSet] = {}
+        self._children: dict[int, list[Node]] = {}
+
+    def reach(self, event: EventClass) -> list[Node]:
+        """Return the nodes that an event of this class reaches from here."""
+        plan = event.plan
+        children = self._children.get(plan.number)
+        if children is None:
+            children = self._children[plan.number] = [
+                child
+                for node in self.nodes
+                for child in node.children.values()
+                if child.takes(plan.kind, plan.page)
+            ]
+        met = event.met
+        return [child for child in children if child.conditions <= met]
 
 
-class StrictAutomaton:
-    """The strict trie below ``root`` as an automaton over (kind, page)."""
+class NodeSets:
+    """Every set of nodes that has come up, and the moves between them."""
 
-    def __init__(self, root: Node) -> None:
-        self._root = root
-        self._states: dict[tuple[Node, ...], StrictState] = {}
-        self.start = self._state(())
+    def __init__(self) -> None:
+        self._sets: dict[tuple[int, ...], NodeSet] = {}
+        self._unions: dict[tuple[NodeSet, NodeSet], NodeSet] = {}
+        self.empty = self.get(())
+        #: How much has been remembered; whoever owns this starts anew when it is too much.
+        self.size = 0
 
-    def __len__(self) -> int:
-        return len(self._states)
+    def get(self, nodes: Iterable[Node]) -> NodeSet:
+        """Return the one set of these nodes."""
+        ordered = tuple(sorted(nodes, key=lambda node: node.number))
+        key = tuple(node.number for node in ordered)
+        found = self._sets.get(key)
+        if found is None:
+            found = self._sets[key] = NodeSet(ordered)
+            if len(found.nodes) < len(ordered):
+                found.live = self.get(found.nodes)
+        return found
 
-    def _state(self, nodes: tuple[Node, ...]) -> StrictState:
-        state = self._states.get(nodes)
-        if state is None:
-            if len(self._states) >= _MAX_STATES:
-                # A state in use stays valid through its holder; only what was computed goes.
-                for old in self._states.values():
-                    old.moves.clear()
-                self._states.clear()
-            state = self._states[nodes] = StrictState(nodes)
-        return state
+    def move(self, start: NodeSet, event: EventClass) -> NodeSet:
+        """Compute and remember where an event of this class leads from ``start``."""
+        self.size += 1
+        target = start.moves[event] = self.get(start.reach(event))
+        return target
 
-    def _outcome(self, targets: Iterable[Node]) -> tuple[StrictState, tuple[End, ...]]:
-        reached = sorted(targets, key=lambda node: node.path)
-        ends = tuple(end for node in reached for end in node.ends)
-        return self._state(tuple(node for node in reached if node.children)), ends
-
-    def move(
-        self, state: StrictState, plan: object, kind: int | None, page: str | None
-    ) -> StrictMove:
-        """Compute and remember the move from ``state`` at (kind, page), known as ``plan``."""
-        plain: list[Node] = []
-        guarded: list[Guarded[Node]] = []
-        for parent in (self._root, *state.nodes):
-            for child in parent.children.values():
-                if not matches(child, kind, page):
-                    continue
-                step = child.step
-                if step is not None and step.checks:
-                    guarded.append(Guarded(step.conditions, step.checks, child))
-                else:
-                    plain.append(child)
-        target, ends = self._outcome(plain)
-        move = StrictMove(target, ends, GuardTable(guarded) if guarded else None, {}, tuple(plain))
-        state.moves[plan] = move
-        return move
-
-    def guarded_outcome(
-        self, move: StrictMove, hits: tuple[Node, ...]
-    ) -> tuple[StrictState, tuple[End, ...]]:
-        """Compute and remember where ``move`` leads when the steps ``hits`` are taken too."""
-        outcome = self._outcome((*move.plain, *hits))
-        if len(move.by_hits) >= _MAX_STATES:
-            move.by_hits.clear()
-        move.by_hits[hits] = outcome
-        return outcome
+    def union(self, one: NodeSet, other: NodeSet, event: EventClass) -> NodeSet:
+        """Return the set that an event of this class reaches from ``one`` or ``other``."""
+        first = one.moves.get(event) or self.move(one, event)
+        second = other.moves.get(event) or self.move(other, event)
+        if second is self.empty or first is second:
+            return first
+        if first is self.empty:
+            return second
+        found = self._unions.get((first, second))
+        if found is None:
+            self.size += 1
+            found = self._unions[first, second] = self.get({*one.reach(event), *other.reach(event)})
+        return found

@@ -14,57 +14,24 @@ hour, ends all partial matches (:attr:`TriggerEngine.counts`).
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable
 
 import msgspec
 
 from shoal.core.errors import InputError
-from shoal.device.stream.conditions import Guarded, GuardTable
+from shoal.device.stream.conditions import MISSING
 from shoal.device.stream.patterns import End, Firing, Trigger
-from shoal.device.stream.trie import Node, StrictAutomaton, StrictState, matches
+from shoal.device.stream.plans import EventClass, Group, Plan, Tries
+from shoal.device.stream.trie import Node, NodeSet
 from shoal.wire.events import Event
-from shoal.wire.manifest import TriggerSpec, parse_pattern
+from shoal.wire.manifest import TriggerSpec
 
 __all__ = ["Firing", "Trigger", "TriggerEngine"]
 
 _MAX_PLANS = 4096
 _MAX_PENDING = 4096
+# Moves, classes and unions of node sets that are kept ready (some 100 bytes each).
+_MAX_REMEMBERED = 50_000
 _CLOCK_TOLERANCE_US = 3_600_000_000
-
-
-class _Plan:
-    """What the engine has to look at for one (kind, page), besides the strict automaton."""
-
-    __slots__ = ("cancels", "firsts", "guarded", "kind", "later", "page", "quiet", "resets")
-
-    def __init__(
-        self, kind: int | None, page: str | None, relaxed: Node, ends: Iterable[End]
-    ) -> None:
-        self.kind = kind
-        self.page = page
-        nodes = [node for node in relaxed.walk() if matches(node, kind, page)]
-        plain = [node for node in nodes if node.step and not node.step.checks]
-        self.later = [(node, node.parent) for node in plain if node.depth > 1 and node.parent]
-        self.firsts = [node for node in plain if node.depth == 1]
-        guarded = [
-            Guarded(node.step.conditions, node.step.checks, node)
-            for node in nodes
-            if node.step and node.step.checks
-        ]
-        self.guarded = GuardTable(guarded) if guarded else None
-        self.resets = [end for end in ends if _takes(end.without, kind, page)]
-        self.cancels = [end for end in ends if _takes(end.negated, kind, page)]
-        self.quiet = not (nodes or self.resets or self.cancels)
-
-
-def _takes(
-    pattern: tuple[int | None, str | None] | None, kind: int | None, page: str | None
-) -> bool:
-    return (
-        pattern is not None
-        and (pattern[0] is None or pattern[0] == kind)
-        and (pattern[1] is None or pattern[1] == page)
-    )
 
 
 def _place(firing: Firing) -> tuple[str, str]:
@@ -92,7 +59,7 @@ class TriggerEngine:
         self._now = -(1 << 63)
         self._seq = -1
         self._recent: deque[tuple[int, int, Event]] = deque(maxlen=1)
-        self._relaxed = Node(None, None)
+        self._tries = Tries([])
         self._stale()
 
     # -- editing ---------------------------------------------------------------------------
@@ -129,66 +96,33 @@ class TriggerEngine:
         """Return the tasks that have triggers."""
         return list(self._ends)
 
-    def _all_ends(self) -> list[End]:
-        return [end for mine in self._ends.values() for end in mine.values()]
-
     def _stale(self) -> None:
         """Make the next event rebuild the tries; costs nothing on the path of an event."""
         self._fresh = False
-        self._plans: dict[tuple[int, str], _Plan] = {}
+        self._plans: dict[tuple[int, str], Plan] = {}
 
     def _rebuild(self) -> None:
-        starts = {n.path: (n.seq, n.at_us) for n in self._relaxed.walk() if n.seq >= 0}
-        strict, self._relaxed = Node(None, None), Node(None, None)
-        depth = 1
-        ends = self._all_ends()
-        for end in ends:
-            steps = end.trigger.compiled()
-            depth = max(depth, len(steps))
-            (strict if end.trigger.mode == "strict" else self._relaxed).insert(steps, end)
-        for node in self._relaxed.walk():
-            node.seq, node.at_us = starts.get(node.path, (-1, 0))
-        patterns = [
-            parse_pattern(text)
-            for end in ends
-            for text in (*end.trigger.steps, end.trigger.without, end.trigger.not_followed_by)
-            if text
-        ]
-        self._kinds = {kind for kind, _ in patterns}
-        self._pages = {page for _, page in patterns}
-        self._negated = [end for end in ends if end.negated]
-        self._automaton = StrictAutomaton(strict)
+        starts = self._tries.starts()
+        self._tries = Tries([end for mine in self._ends.values() for end in mine.values()])
+        self._tries.begin_with(starts)
         self._plans = {}
-        self._same: dict[tuple[int | None, str | None], _Plan] = {}
         self._fresh = True
         # What is live in strict mode depends on the last few events alone: replay them.
-        self._recent = deque(self._recent, maxlen=depth)
-        self._state = self._automaton.start
+        self._recent = deque(self._recent, maxlen=self._tries.depth)
+        sets = self._tries.sets
+        self._empty = self._first = self._deeper = sets.empty
         for _, _, event in self._recent:
-            self._state, _ = self._strict_step(self._state, event)
+            event_class = self._plan(event.kind, event.page).class_of(event.content)
+            self._deeper = sets.union(self._first, self._deeper, event_class).live
+            self._first = event_class.roots.live
 
-    def _plan(self, kind: int, page: str) -> _Plan:
+    def _plan(self, kind: int, page: str) -> Plan:
         if not self._fresh:
             self._rebuild()
-        # Kinds and pages that no trigger names are all alike, so they share one plan.
-        alike = (kind if kind in self._kinds else None, page if page in self._pages else None)
-        plan = self._same.get(alike)
-        if plan is None:
-            plan = self._same[alike] = _Plan(*alike, self._relaxed, self._all_ends())
         if len(self._plans) >= _MAX_PLANS:
             self._plans.clear()
-        self._plans[kind, page] = plan
+        plan = self._plans[kind, page] = self._tries.plan(kind, page)
         return plan
-
-    def _strict_step(self, state: StrictState, event: Event) -> tuple[StrictState, tuple[End, ...]]:
-        plan = self._plans.get((event.kind, event.page)) or self._plan(event.kind, event.page)
-        move = state.moves.get(plan) or self._automaton.move(state, plan, plan.kind, plan.page)
-        if move.guards is not None:
-            hits = move.guards.hits(event.content)
-            if hits:
-                key = tuple(hits)
-                return move.by_hits.get(key) or self._automaton.guarded_outcome(move, key)
-        return move.state, move.ends
 
     # -- matching --------------------------------------------------------------------------
 
@@ -209,27 +143,70 @@ class TriggerEngine:
         self._seq = seq
         self._recent.append((seq, now, event))
 
-        # Strict triggers: one look-up, or one more when contents decide.
-        move = self._state.moves.get(plan)
-        if move is None:
-            move = self._automaton.move(self._state, plan, plan.kind, plan.page)
-        self._state, ends, guards, by_hits, _ = move
-        if guards is not None:
-            hits = guards.hits(event.content)
-            if hits:
-                key = tuple(hits)
-                outcome = by_hits.get(key)
-                if outcome is None:
-                    outcome = self._automaton.guarded_outcome(move, key)
-                self._state, ends = outcome
-        if plan.quiet and not ends:
+        # The event's class: one look-up for each field that conditions ask for. Written
+        # out by their number, because a loop would cost as much as the look-ups.
+        width = plan.width
+        if width == 0:
+            event_class = plan.only
+        else:
+            content = event.content
+            try:
+                if not plan.simple:
+                    key = plan.codes(content)
+                elif width == 1:
+                    ((a, codes),) = plan.fields
+                    key = (codes[content.get(a, MISSING)],)
+                elif width == 2:
+                    (a, codes), (b, codes_b) = plan.fields
+                    key = (codes[content.get(a, MISSING)], codes_b[content.get(b, MISSING)])
+                elif width == 3:
+                    (a, codes), (b, codes_b), (c, codes_c) = plan.fields
+                    key = (
+                        codes[content.get(a, MISSING)],
+                        codes_b[content.get(b, MISSING)],
+                        codes_c[content.get(c, MISSING)],
+                    )
+                else:
+                    (a, codes), (b, codes_b), (c, codes_c), (d, codes_d) = plan.fields
+                    key = (
+                        codes[content.get(a, MISSING)],
+                        codes_b[content.get(b, MISSING)],
+                        codes_c[content.get(c, MISSING)],
+                        codes_d[content.get(d, MISSING)],
+                    )
+            except TypeError:  # a list or a map as value
+                key = plan.codes(content)
+            found = plan.classes.get(key)
+            event_class = self._new_class(plan, key) if found is None else found
+
+        # Strict sequences: from depth 1 (what the last event began) and from deeper.
+        if self._deeper is self._empty:
+            moved = self._first.moves.get(event_class) or self._new_move(event_class)
+        else:
+            moved = self._tries.sets.union(self._first, self._deeper, event_class)
+        self._first = event_class.roots.live
+        self._deeper = moved.live
+        if event_class.idle and not moved.ends:
             return []
-        return self._touched(plan, ends, event, seq, now)
+        return self._touched(event_class, moved, (seq, now, event))
+
+    def _new_class(self, plan: Plan, key: tuple[int, ...]) -> EventClass:
+        if plan.sets.size > _MAX_REMEMBERED:
+            self._stale()
+        return plan.new_class(key)
+
+    def _new_move(self, event_class: EventClass) -> NodeSet:
+        sets = self._tries.sets
+        if sets.size > _MAX_REMEMBERED:
+            self._stale()
+        return sets.move(self._first, event_class)
 
     def _touched(
-        self, plan: _Plan, ends: tuple[End, ...], event: Event, seq: int, now: int
+        self, event_class: EventClass, moved: NodeSet, last: tuple[int, int, Event]
     ) -> list[Firing]:
         """Take an event that completes a strict sequence or concerns a relaxed one."""
+        seq, now, event = last
+        plan = event_class.plan
         for end in plan.resets:
             end.reset_seq = seq
             end.starts.clear()
@@ -237,31 +214,49 @@ class TriggerEngine:
             if end.pending:
                 end.pending = deque(one for one in end.pending if one[0] < event.ts_us)
         fired: list[Firing] = []
-        for end in ends:
+        for end in event_class.roots.ends:
+            self._complete(end, (seq, now), last, fired)
+        for end in moved.ends:
             start_seq, start_us, _ = self._recent[-end.depth]
-            self._complete(end, (start_seq, start_us), (seq, now, event), fired)
+            self._complete(end, (start_seq, start_us), last, fired)
         # First find out which nodes are reached, then move: one event must not carry a match
         # over two steps.
         reached: list[tuple[Node, int, int]] = []
-        if plan.guarded is not None:
-            for node in plan.guarded.hits(event.content):
-                parent = node.parent
-                if node.depth == 1:
-                    reached.append((node, seq, now))
-                elif parent is not None and parent.seq >= 0:
-                    reached.append((node, parent.seq, parent.at_us))
-        for node, parent in plan.later:
+        for group in plan.groups:
+            if group.waiting:
+                self._waiting(group, now, reached)
+        for node in event_class.later:
+            parent: Node = node.parent  # type: ignore[assignment]
             # Without ends there is nothing to do unless a later start has arrived.
             if parent.seq > node.seq or (node.ends and parent.seq >= 0):
                 reached.append((node, parent.seq, parent.at_us))
-        reached.extend((node, seq, now) for node in plan.firsts)
         for node, start_seq, start_us in reached:
             node.seq, node.at_us = start_seq, start_us
+            if node.plain:
+                self._tries.wake(node.plain)
             for end in node.ends:
-                self._complete(end, (start_seq, start_us), (seq, now, event), fired)
+                self._complete(end, (start_seq, start_us), last, fired)
+        for node in event_class.firsts:
+            node.seq, node.at_us = seq, now
+            if node.plain:
+                self._tries.wake(node.plain)
         if len(fired) > 1:
             fired.sort(key=_place)
         return fired
+
+    @staticmethod
+    def _waiting(group: Group, now: int, reached: list[tuple[Node, int, int]]) -> None:
+        """Find the group's nodes that an event reaches; drop those with nothing to gain."""
+        for node in list(group.waiting):
+            parent: Node = node.parent  # type: ignore[assignment]
+            if node.longest_us and now - parent.at_us > node.longest_us:
+                keep = False  # too old for every sequence below; a later start wakes it
+            else:
+                reached.append((node, parent.seq, parent.at_us))
+                keep = bool(node.ends)
+            if not keep:
+                node.waiting = False
+                del group.waiting[node]
 
     def _complete(
         self, end: End, start: tuple[int, int], last: tuple[int, int, Event], fired: list[Firing]
@@ -288,7 +283,7 @@ class TriggerEngine:
         due: list[tuple[int, Firing]] = []
         if not self._fresh:
             self._rebuild()
-        for end in self._negated:
+        for end in self._tries.negated:
             pending = end.pending
             while pending and pending[0][0] < ts_us:
                 deadline, start_seq, seq, event = pending.popleft()
@@ -300,11 +295,8 @@ class TriggerEngine:
 
     def _forget(self) -> None:
         self._recent.clear()
-        self._state = self._automaton.start
-        for node in self._relaxed.walk():
-            node.seq = -1
-        for end in self._all_ends():
-            end.forget()
+        self._first = self._deeper = self._empty
+        self._tries.forget()
 
     def _restart(self, event: Event) -> None:
         if self._boot is not None:
@@ -315,7 +307,7 @@ class TriggerEngine:
     def _reset_clock(self, now: int) -> None:
         self.counts["clock_resets"] += 1
         self._forget()
-        for end in self._all_ends():
+        for end in self._tries.ends:
             end.fired_us = None
         self._now = now
 
@@ -336,17 +328,13 @@ class TriggerEngine:
                 "now": self._now,
                 "seq": self._seq,
                 "recent": list(self._recent),
-                "relaxed": [
-                    (node.path, node.seq, node.at_us)
-                    for node in self._relaxed.walk()
-                    if node.seq >= 0
-                ],
+                "relaxed": self._tries.starts(),
                 "ends": [
                     (
                         end.task, end.trigger.name, end.trigger.digest(), end.since,
                         end.reset_seq, end.fired_us, list(end.starts), list(end.pending),
                     )
-                    for end in self._all_ends()
+                    for end in self._tries.ends
                 ],
             }
         )  # fmt: skip
@@ -368,21 +356,19 @@ class TriggerEngine:
             raise InputError(f"not a snapshot: {error}", field="snapshot") from error
         if held.schema != 1:
             raise InputError("unknown schema", field="snapshot.schema", value=held.schema)
+        self._boot, self._now, self._seq = held.boot, held.now, held.seq
+        self._recent = deque(held.recent)
+        self._rebuild()
+        self._tries.forget()
+        self._tries.begin_with(held.relaxed)
         known = {(one[0], one[1]): one for one in held.ends}
-        for end in self._all_ends():
-            end.forget()
+        for end in self._tries.ends:
             end.since, end.fired_us = held.seq, None
-            one = known.get((end.task, end.trigger.name))
+            one = known.get((end.task, end.name))
             if one is not None and one[2] == end.trigger.digest():
                 _, _, _, end.since, end.reset_seq, end.fired_us, starts, pending = one
                 end.starts.extend(starts)
                 end.pending.extend(pending)
-        self._boot, self._now, self._seq = held.boot, held.now, held.seq
-        self._recent = deque(held.recent)
-        self._rebuild()
-        at = {path: (seq, us) for path, seq, us in held.relaxed}
-        for node in self._relaxed.walk():
-            node.seq, node.at_us = at.get(node.path, (-1, 0))
 
 
 class _Snapshot(msgspec.Struct):
