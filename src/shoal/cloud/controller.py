@@ -21,6 +21,7 @@ from shoal.cloud.guardrails import ArmCount, Verdict
 from shoal.cloud.observations import Observations
 from shoal.cloud.plans import MAX_GRAY, CohortPlan
 from shoal.cloud.policy import ReleasePolicy
+from shoal.cloud.reach import Forecast, fit_gamma, forecast
 from shoal.cloud.release_plans import VIRTUAL_COHORT, ManagedRelease, build_plans
 from shoal.cloud.release_store import ReleaseStore
 from shoal.cloud.releases import (
@@ -258,6 +259,14 @@ class ReleaseController:
     ) -> bool:
         """Take the report of a virtual device about a draft.
 
+        Parameters
+        ----------
+        release : int
+            The release; 0 (in the report as well) means the newest draft of the
+            version that it names, since a notice does not name releases.
+        report : SimulationReport
+        now_us : int, optional
+
         Returns
         -------
         bool
@@ -272,9 +281,12 @@ class ReleaseController:
         """
         now = self._clock() if now_us is None else now_us
         with self._store.begin() as connection:
+            about = report.release == release
+            if release == 0:
+                release = self._rows.newest_draft(connection, report.task, report.version)
             m = self._rows.load(connection, release)
             found = (report.release, report.task, report.version)
-            if found != (release, m.release.task, m.release.version):
+            if not about or found[1:] != (m.release.task, m.release.version):
                 raise InputError("report is about another release", field="report", value=found)
             key = self._rows.virtual_device_key(connection, report.device)
             if key is None:
@@ -661,6 +673,29 @@ class ReleaseController:
         """Return the planner's warnings for a release, by the devices that are enrolled now."""
         found: builtins.list[str] = self.status(release)["warnings"]
         return found
+
+    def forecast(self, release: int, share: float = 0.95, *, now_us: int | None = None) -> Forecast:
+        """Forecast when ``share`` of a release's cohort will know of it.
+
+        Rests on how often the cohort's devices have talked to the cloud, on the
+        steps still to come and on no guardrail stopping them. In a state that
+        does not move by itself the forecast speaks as if it went on now.
+
+        Raises
+        ------
+        InputError
+            No device of the cohort has made a request yet.
+        """
+        now = self._clock() if now_us is None else now_us
+        with self._store.read() as connection:
+            m = self._rows.load(connection, release)
+            eligible, _ = self._rows.exposure(connection, m)
+            requests, seconds = self._rows.request_counts(connection, m.release.cohort, now)
+        rates = fit_gamma(requests, seconds)
+        since = -(now - m.step_us) / 1e6 if m.release.step else 0.0
+        return forecast(
+            rates, m.policy, eligible, share, first=max(1, m.release.step), start_s=since
+        )
 
     def sticky_releases(self, device: str) -> builtins.list[int]:
         """Return the releases that a device (hex) has installed, for ``PlanTable(sticky=…)``."""

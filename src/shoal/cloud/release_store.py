@@ -87,6 +87,32 @@ class ReleaseStore:
         )
         return [row.id for row in connection.execute(query)]
 
+    def newest_draft(self, connection: sa.Connection, task: str, version: int) -> int:
+        """Return the newest draft of a version; :class:`NotFoundError` if there is none."""
+        table = tables.release
+        found = connection.execute(
+            sa.select(sa.func.max(table.c.id)).where(
+                table.c.task == task,
+                table.c.version == version,
+                table.c.state == str(ReleaseState.DRAFT),
+            )
+        ).scalar_one()
+        if found is None:
+            raise NotFoundError(f"no draft of task {task!r} version {version}")
+        return int(found)
+
+    def request_counts(
+        self, connection: sa.Connection, cohort: int, now_us: int, limit: int = 50_000
+    ) -> tuple[list[int], list[float]]:
+        """Return requests and seconds of observation of devices of a cohort."""
+        table = tables.device
+        rows = connection.execute(
+            sa.select(table.c.requests, table.c.first_seen_us)
+            .where(self._eligible(connection, cohort), table.c.first_seen_us < now_us)
+            .limit(limit)
+        ).all()
+        return [row.requests for row in rows], [(now_us - row.first_seen_us) / 1e6 for row in rows]
+
     def book(self, connection: sa.Connection, release: Release) -> list[ManagedRelease]:
         """Return all releases of one task in one cohort."""
         table = tables.release
