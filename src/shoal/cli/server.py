@@ -100,6 +100,7 @@ def run(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
+    logging.getLogger("uvicorn").setLevel(logging.INFO if verbose else logging.WARNING)
     config = load_cloud_config(
         config_file,
         data_dir=data_dir,
