@@ -1,0 +1,41 @@
+"""Every example runs and prints what its text promises."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+#: What each example must print, so that an example that does nothing fails.
+PROMISES = {
+    "triggers.py": [
+        "2 s  exposure@list wakes hint (lost)",
+        "12 s  click@detail wakes rerank (interested)",
+        "40 s  page_exit@detail wakes offer (left)",
+    ],
+    "guardrails.py": ["at most  1.0% may fail:   377", "50%:", "(median of 50)"],
+    "middleware.py": ["a browser gets {'item': 7}", "and the notice 0.0.0"],
+}
+
+
+def test_no_example_is_left_out():
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(PROMISES)
+
+
+@pytest.mark.parametrize("name", sorted(PROMISES))
+def test_example(name, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for promise in PROMISES[name]:
+        assert promise in done.stdout
