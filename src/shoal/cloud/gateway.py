@@ -373,7 +373,11 @@ class Gateway:
     async def _uplink(self, scope: Scope, receive: Receive, send: Send, rest: str) -> None:
         if self._parts.uplink is None or rest:
             raise _not_found(scope["path"])
-        _limit(self._devices.take(self._claims(scope).device))
+        # The HELLO in the body says who it is; the header, where it is sent, only
+        # keeps devices behind one address apart.
+        named = next((value for name, value in scope["headers"] if name == b"shoal-device"), None)
+        client = scope.get("client") or ("", 0)
+        _limit(self._devices.take(named if named is not None else client[0]))
         await self._parts.uplink(scope, receive, send)
 
     async def _simulation(self, scope: Scope, receive: Receive, send: Send, rest: str) -> None:

@@ -39,6 +39,7 @@ from shoal.cloud.registry import Registry
 from shoal.cloud.release_plans import VIRTUAL_COHORT
 from shoal.cloud.store import Store
 from shoal.cloud.tokens import TokenMint
+from shoal.cloud.tunnel import TunnelParts, tunnel_app
 from shoal.core.errors import InputError
 from shoal.core.files import FolderLock
 from shoal.wire.results import ResultBatch
@@ -62,8 +63,8 @@ class Cloud:
     config, store, bus, blobs, images, registry, director, tokens, cohorts, plans,
     fleet, enrolment, exclusive, releases, ingest, gateway
         The parts.
-    tunnel : ASGI application
-        The device tunnel (websocket).
+    tunnel : TunnelServer
+        The device tunnel (an ASGI websocket application).
     """
 
     def __init__(self, config: CloudConfig, *, recover: bool, clock: Callable[[], int]) -> None:
@@ -135,8 +136,18 @@ class Cloud:
             store, BlobStore(folder / "exclusive"), self.director, self._epoch_of, clock=clock
         )
         self.ingest = Ingest(store, self._on_results, limits=config.limits)
-        self.tunnel: ASGIApp | None = None
-        self.uplink: ASGIApp | None = None
+        self.tunnel = tunnel_app(
+            TunnelParts(
+                ingest=self.ingest,
+                verify=self.tokens.verify,
+                revoked=lambda device: device in self.fleet.revoked,
+                bus=self.bus,
+                address=self.plans.address,
+                seen=self.fleet.saw,
+                limits=config.limits,
+                clock=clock,
+            )
+        )
         self.gateway = Gateway(
             config,
             GatewayParts(
@@ -147,7 +158,7 @@ class Cloud:
                 files=self.blobs,
                 metadata=self.images.metadata_folder,
                 root=self.images.root_bytes,
-                uplink=self.uplink,
+                uplink=self.tunnel.uplink,
                 simulation=self._take_simulation,
                 exclusive=self.exclusive.grant,
                 exclusive_file=self.exclusive.path,
@@ -217,7 +228,11 @@ class Cloud:
             before = {number: self.plans.plan(number).epoch for number in self.plans.cohorts()}
             self.plans.rebuild(plans, epoch)
             self._named = frozenset(name for plan in plans for name in plan.overrides)
-            changed = [plan.cohort for plan in plans if before.get(plan.cohort) != plan.epoch]
+            after = {plan.cohort: plan.epoch for plan in plans}
+            # Sets that were retired count too: their devices are to send their profile.
+            changed = sorted(
+                number for number in before | after if before.get(number) != after.get(number)
+            )
         self.bus.publish("epoch", {"epoch": epoch, "cohorts": changed})
 
     def define_cohort(self, name: str, predicate: str) -> Cohort:
@@ -366,6 +381,19 @@ class Cloud:
                 "Requests by kind; refused_N counts refusals with code N",
                 [({"kind": kind}, number) for kind, number in gateway],
             ),
+            (
+                "shoal_ingest_batches_total",
+                "counter",
+                "Uplink batches by what became of them",
+                [({"kind": kind}, n) for kind, n in sorted(self.ingest.counts.items())],
+            ),
+            (
+                "shoal_tunnel_total",
+                "counter",
+                "Tunnel connections and frames by kind",
+                [({"kind": kind}, n) for kind, n in sorted(self.tunnel.counts.items())],
+            ),
+            ("shoal_tunnel_connected", "gauge", "Open tunnels", [({}, self.tunnel.connected)]),
             (
                 "shoal_holdings",
                 "gauge",

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 from litestar import Request, get, post, put
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from litestar.types import ControllerRouterHandler
 
 from shoal.cloud.admin.auth import AdminAuth, Role, needs
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["fleet_routes"]
 
 AnyRequest = Request[Any, Any, Any]
-_Limit = Annotated[int, Parameter(ge=1, le=1000)]
+_Limit = Annotated[int, QueryParameter(ge=1, le=1000)]
 
 
 def _device(text: str) -> bytes:
@@ -43,7 +43,10 @@ def fleet_routes(cloud: Cloud) -> list[ControllerRouterHandler]:
 
     @get("/fleet/devices", guards=[needs(Role.VIEWER)], sync_to_thread=True)
     def devices(
-        after: str = "", limit: _Limit = 100, cohort_set: int | None = None, task: str | None = None
+        after: FromQuery[str] = "",
+        limit: _Limit = 100,
+        cohort_set: FromQuery[int | None] = None,
+        task: FromQuery[str | None] = None,
     ) -> list[FleetDevice]:
         """List devices by id, a page at a time: ``after`` is the last id of the page before."""
         return cloud.fleet.devices(
@@ -51,7 +54,7 @@ def fleet_routes(cloud: Cloud) -> list[ControllerRouterHandler]:
         )
 
     @get("/fleet/devices/{device:str}", guards=[needs(Role.VIEWER)], sync_to_thread=True)
-    def device(device: str) -> FleetDevice:
+    def device(device: FromPath[str]) -> FleetDevice:
         """Show one device and what it holds."""
         return cloud.fleet.get(_device(device))
 
@@ -61,7 +64,7 @@ def fleet_routes(cloud: Cloud) -> list[ControllerRouterHandler]:
         sync_to_thread=True,
         status_code=200,
     )
-    def revoke(device: str) -> FleetDevice:
+    def revoke(device: FromPath[str]) -> FleetDevice:
         """Lock a device out: its token is worth nothing from now on."""
         cloud.fleet.revoke(_device(device), time.time_ns() // 1000)
         cloud.bus.publish("fleet", {"device": device, "revoked": True})
@@ -73,7 +76,7 @@ def fleet_routes(cloud: Cloud) -> list[ControllerRouterHandler]:
         sync_to_thread=True,
         status_code=200,
     )
-    def restore(device: str) -> FleetDevice:
+    def restore(device: FromPath[str]) -> FleetDevice:
         """Let a revoked device in again."""
         cloud.fleet.restore(_device(device))
         cloud.bus.publish("fleet", {"device": device, "revoked": False})
@@ -85,7 +88,11 @@ def fleet_routes(cloud: Cloud) -> list[ControllerRouterHandler]:
         request_max_body_size=cloud.config.limits.package,
     )
     async def exclusive(
-        request: AnyRequest, device: str, task: str, version: int, path: str
+        request: AnyRequest,
+        device: FromPath[str],
+        task: FromPath[str],
+        version: FromPath[int],
+        path: FromQuery[str],
     ) -> dict[str, Any]:
         """Give a device a file of its own for one version of a task (the body)."""
         data = await request.body()
@@ -93,7 +100,7 @@ def fleet_routes(cloud: Cloud) -> list[ControllerRouterHandler]:
         return {"sha256": ref.sha256.hex(), "size": ref.size, "path": ref.path}
 
     @post("/fleet/enrolment-tokens", guards=[needs(Role.ADMIN)], sync_to_thread=True)
-    def enrolment_token(data: EnrolmentTokenBody) -> dict[str, str]:
+    def enrolment_token(data: JSONBody[EnrolmentTokenBody]) -> dict[str, str]:
         """Make a token with which devices may enrol; it is shown this once."""
         token = cloud.enrolment.new_token(uses=data.uses, ttl_s=data.ttl_s, note=data.note)
         return {"token": token}
@@ -105,7 +112,7 @@ def fleet_routes(cloud: Cloud) -> list[ControllerRouterHandler]:
         return {"status": "rotated"}
 
     @post("/operators", guards=[needs(Role.ADMIN)], sync_to_thread=True)
-    def operator(request: AnyRequest, data: OperatorBody) -> dict[str, str]:
+    def operator(request: AnyRequest, data: JSONBody[OperatorBody]) -> dict[str, str]:
         """Make an operator, or give one a new token; it is shown this once."""
         if data.role.upper() not in Role.__members__:
             raise InputError("viewer, author, releaser or admin", field="role", value=data.role)

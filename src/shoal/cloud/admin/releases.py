@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import sqlalchemy as sa
 from litestar import Request, Response, get, post, put
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, HeaderParameter, JSONBody
 from litestar.types import ControllerRouterHandler
 
 from shoal.cloud import reports
@@ -55,7 +55,7 @@ def release_routes(cloud: Cloud) -> list[ControllerRouterHandler]:
         return cohort_views()
 
     @put("/cohorts", guards=[needs(Role.RELEASER)], sync_to_thread=True)
-    def define(data: CohortBody) -> CohortView:
+    def define(data: JSONBody[CohortBody]) -> CohortView:
         """Make a cohort, or give it another predicate."""
         made = cloud.define_cohort(data.name, data.predicate)
         return next(view for view in cohort_views() if view.id == made.id)
@@ -66,7 +66,9 @@ def release_routes(cloud: Cloud) -> list[ControllerRouterHandler]:
 
     @get("/releases", guards=[needs(Role.VIEWER)], sync_to_thread=True)
     def releases(
-        task: str | None = None, cohort: str | None = None, live: bool = False
+        task: FromQuery[str | None] = None,
+        cohort: FromQuery[str | None] = None,
+        live: FromQuery[bool] = False,
     ) -> list[dict[str, Any]]:
         """List releases, newest first."""
         number = None if cohort is None else cloud.cohorts.get(cohort).id
@@ -74,7 +76,7 @@ def release_routes(cloud: Cloud) -> list[ControllerRouterHandler]:
         return [cloud.releases.status(m.release.id) for m in found]
 
     @post("/releases", guards=[needs(Role.RELEASER)], sync_to_thread=True)
-    def create(request: AnyRequest, data: ReleaseBody) -> Response[dict[str, Any]]:
+    def create(request: AnyRequest, data: JSONBody[ReleaseBody]) -> Response[dict[str, Any]]:
         """Create a draft; virtual devices test it at once."""
         number = cloud.releases.create(
             data.task, data.version, data.cohort, data.policy, actor=request.state.actor
@@ -83,17 +85,17 @@ def release_routes(cloud: Cloud) -> list[ControllerRouterHandler]:
         return answer(number, 201)
 
     @get("/releases/{release:int}", guards=[needs(Role.VIEWER)], sync_to_thread=True)
-    def release(release: int) -> Response[dict[str, Any]]:
+    def release(release: FromPath[int]) -> Response[dict[str, Any]]:
         """Show where a release stands; the ETag is for ``If-Match``."""
         return answer(release)
 
     @get("/releases/{release:int}/history", guards=[needs(Role.VIEWER)], sync_to_thread=True)
-    def history(release: int) -> list[dict[str, Any]]:
+    def history(release: FromPath[int]) -> list[dict[str, Any]]:
         """Return the append-only history of a release, oldest first."""
         return cloud.releases.history(release)
 
     @get("/releases/{release:int}/coverage", guards=[needs(Role.VIEWER)], sync_to_thread=True)
-    def coverage(release: int) -> reports.Coverage:
+    def coverage(release: FromPath[int]) -> reports.Coverage:
         """Measure how far a release has come."""
         return reports.coverage(cloud.store, release)
 
@@ -102,10 +104,10 @@ def release_routes(cloud: Cloud) -> list[ControllerRouterHandler]:
     )
     def act(
         request: AnyRequest,
-        release: int,
-        action: str,
-        data: ActionBody | None = None,
-        if_match: Annotated[str | None, Parameter(header="If-Match")] = None,
+        release: FromPath[int],
+        action: FromPath[str],
+        data: JSONBody[ActionBody | None] = None,
+        if_match: Annotated[str | None, HeaderParameter(name="If-Match")] = None,
     ) -> Response[dict[str, Any]]:
         """Start, advance, override, pause, resume, roll back or abort a release.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import sqlalchemy as sa
 from litestar import get
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.response import ServerSentEvent
 from litestar.response.sse import ServerSentEventMessage
 from litestar.types import ControllerRouterHandler
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["result_routes"]
 
-_Limit = Annotated[int, Parameter(ge=1, le=10_000)]
+_Limit = Annotated[int, QueryParameter(ge=1, le=10_000)]
 _ALIVE_S = 15.0
 
 
@@ -52,21 +52,30 @@ def result_routes(cloud: Cloud) -> list[ControllerRouterHandler]:
 
     @get("/results", guards=[needs(Role.VIEWER)], sync_to_thread=True)
     def results(
-        task: str | None = None, version: int | None = None, since_us: int = 0, limit: _Limit = 100
+        task: FromQuery[str | None] = None,
+        version: FromQuery[int | None] = None,
+        since_us: FromQuery[int] = 0,
+        limit: _Limit = 100,
     ) -> list[dict[str, Any]]:
         """List results by the time they came in; go on with the last ``received_us``."""
         return rows(tables.result, task, version, since_us, limit)
 
     @get("/features", guards=[needs(Role.VIEWER)], sync_to_thread=True)
     def features(
-        task: str | None = None, version: int | None = None, since_us: int = 0, limit: _Limit = 100
+        task: FromQuery[str | None] = None,
+        version: FromQuery[int | None] = None,
+        since_us: FromQuery[int] = 0,
+        limit: _Limit = 100,
     ) -> list[dict[str, Any]]:
         """List features by the time they came in."""
         return rows(tables.feature, task, version, since_us, limit)
 
     @get("/runs", guards=[needs(Role.VIEWER)], sync_to_thread=True)
     def runs(
-        task: str | None = None, version: int | None = None, since_us: int = 0, limit: _Limit = 100
+        task: FromQuery[str | None] = None,
+        version: FromQuery[int | None] = None,
+        since_us: FromQuery[int] = 0,
+        limit: _Limit = 100,
     ) -> list[dict[str, Any]]:
         """List run summaries by the time they came in."""
         return rows(tables.run_summary, task, version, since_us, limit)
@@ -76,20 +85,20 @@ def result_routes(cloud: Cloud) -> list[ControllerRouterHandler]:
         guards=[needs(Role.VIEWER)],
         sync_to_thread=True,
     )
-    def health(name: str, number: int) -> reports.TaskHealth:
+    def health(name: FromPath[str], number: FromPath[int]) -> reports.TaskHealth:
         """Summarise runs and results of one version."""
         return reports.task_health(cloud.store, name, number)
 
     @get("/flow", guards=[needs(Role.VIEWER)], sync_to_thread=True)
     def flow(
-        seconds: Annotated[float, Parameter(gt=0, le=86_400)] = 300.0,
-        buckets: Annotated[int, Parameter(ge=1, le=1000)] = 60,
+        seconds: Annotated[float, QueryParameter(gt=0, le=86_400)] = 300.0,
+        buckets: Annotated[int, QueryParameter(ge=1, le=1000)] = 60,
     ) -> reports.EventFlow:
         """Count what came in lately, in equal parts of time."""
         return reports.event_flow(cloud.store, seconds=seconds, buckets=buckets)
 
     @get("/events", guards=[needs(Role.VIEWER)], media_type="text/event-stream")
-    async def events(topics: str = "") -> ServerSentEvent:
+    async def events(topics: FromQuery[str] = "") -> ServerSentEvent:
         """Follow what happens (server-sent events): epoch, release, result, fleet, cohort.
 
         ``topics`` is a comma-separated choice; everything if empty.
@@ -106,12 +115,14 @@ async def _follow(cloud: Cloud, topics: list[str]) -> AsyncGenerator[ServerSentE
         topics or None, notify=lambda: loop.call_soon_threadsafe(wake.set)
     )
     try:
-        yield ServerSentEventMessage(comment="listening")
+        yield ServerSentEventMessage(comment="listening", data=None)
         while True:
             try:
                 await asyncio.wait_for(wake.wait(), timeout=_ALIVE_S)
             except TimeoutError:
-                yield ServerSentEventMessage(comment="alive")  # keeps proxies from closing
+                yield ServerSentEventMessage(
+                    comment="alive", data=None
+                )  # keeps proxies from closing
                 continue
             wake.clear()
             for message in subscription.drain():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from litestar import Request, get, post, put
+from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.types import ControllerRouterHandler
 
 from shoal.cloud import store as tables
@@ -94,7 +95,7 @@ def task_routes(cloud: Cloud) -> list[ControllerRouterHandler]:
         return found[0]
 
     @get("/tasks/{name:str}", guards=[needs(Role.VIEWER)], sync_to_thread=True)
-    def task(name: str) -> TaskView:
+    def task(name: FromPath[str]) -> TaskView:
         """Show one task."""
         return one(name)
 
@@ -107,7 +108,7 @@ def task_routes(cloud: Cloud) -> list[ControllerRouterHandler]:
         return _version_view(row)
 
     @get("/tasks/{name:str}/versions", guards=[needs(Role.VIEWER)], sync_to_thread=True)
-    def versions(name: str) -> list[VersionView]:
+    def versions(name: FromPath[str]) -> list[VersionView]:
         """List the versions of a task, oldest first."""
         query = sa.select(version).where(version.c.task == name).order_by(version.c.version)
         with store.read() as connection:
@@ -118,19 +119,19 @@ def task_routes(cloud: Cloud) -> list[ControllerRouterHandler]:
         guards=[needs(Role.VIEWER)],
         sync_to_thread=True,
     )
-    def get_version(name: str, number: int) -> VersionView:
+    def get_version(name: FromPath[str], number: FromPath[int]) -> VersionView:
         """Show one version with its manifest."""
         return version_view(name, number)
 
     @put("/tasks/{name:str}/floor", guards=[needs(Role.RELEASER)], sync_to_thread=True)
-    def floor(name: str, data: FloorBody) -> TaskView:
+    def floor(name: FromPath[str], data: JSONBody[FloorBody]) -> TaskView:
         """Raise the lowest version that devices may still run; it never falls."""
         cloud.registry.set_floor(name, data.version)
         return one(name)
 
     @post("/versions", guards=[needs(Role.AUTHOR)], request_max_body_size=None)
     async def publish(
-        request: AnyRequest, scenario: str = "default", label: str = ""
+        request: AnyRequest, scenario: FromQuery[str] = "default", label: FromQuery[str] = ""
     ) -> VersionView:
         """Publish a version: the body is a ZIP of the task's source folder.
 
