@@ -260,7 +260,6 @@ class Ingest:
                         seq, ErrorCode.WINDOW_EXCEEDED, _AWAY_MS, "failed; go on from HELLO"
                     )
                 group.moved[job.device] = seq
-                group.counts["unstorable"] += 1
                 group.dead.add_batch(job.device, job.frame, ErrorCode.SCHEMA_MISMATCH, job.now_us)
                 self._flush(connection, group, job.now_us)
         except sa.exc.SQLAlchemyError:

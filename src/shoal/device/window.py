@@ -79,7 +79,8 @@ class SendWindow:
         self._monotonic = monotonic
         self._welcome: Welcome | None = None
         self._codec, self._dictionary = int(Codec.RAW), 0
-        self._sent = 0
+        self._sent = 0  # what went out and does not have to go again
+        self._highest = 0  # what went out at all
         self._not_before = 0.0
         self._held: dict[str, float] = {}
         self._gaps = 0
@@ -93,6 +94,11 @@ class SendWindow:
     def server_time_us(self) -> int | None:
         """The cloud's clock at WELCOME, microseconds since 1970 (UTC)."""
         return None if self._welcome is None else self._welcome.server_time_us
+
+    @property
+    def waits_for_answer(self) -> bool:
+        """Whether the cloud owes a WELCOME, or an answer to a batch."""
+        return self._welcome is None or self._sent > self._uplink.resume_seq
 
     def hello(self) -> Hello:
         """Return the frame that begins the connection."""
@@ -139,6 +145,7 @@ class SendWindow:
         )
         if batches:
             self._sent = batches[-1].seq
+            self._highest = max(self._highest, self._sent)
         return batches
 
     def _hold(self) -> set[str]:
@@ -175,10 +182,7 @@ class SendWindow:
         elif self._welcome is None:
             raise InputError("the cloud spoke before WELCOME", field=type(frame).__name__)
         elif isinstance(frame, Ack):
-            if frame.seq > self._sent:
-                raise InputError("ACK of a batch that was never sent", field="seq", value=frame.seq)
-            self._gaps = 0
-            self._uplink.acked(frame.seq)
+            self._take_ack(frame.seq)
         elif isinstance(frame, Nack):
             self._take_nack(frame)
         elif isinstance(frame, Pause):
@@ -187,13 +191,32 @@ class SendWindow:
             raise InputError("a cloud does not say this", field=type(frame).__name__)
         return None
 
+    def again(self, frame: Welcome) -> None:
+        """Act on the WELCOME of a further exchange over HTTP: it is an ACK of the cursor.
+
+        Raises
+        ------
+        ByeError
+            The cursor is past everything this connection sent: begin again.
+        """
+        if frame.ack_seq > self._highest:
+            raise ByeError(ErrorCode.OK, "the cloud's cursor has moved without us; begin again")
+        self._take_ack(frame.ack_seq)
+
+    def _take_ack(self, seq: int) -> None:
+        if seq > self._highest:
+            raise InputError("ACK of a batch that was never sent", field="seq", value=seq)
+        self._gaps = 0
+        self._sent = max(self._sent, seq)
+        self._uplink.acked(seq)
+
     def _take_welcome(self, frame: Welcome) -> None:
         if self._welcome is not None:
             raise InputError("a second WELCOME", field="connection")
         if not (1 <= frame.window <= _MAX_WINDOW and 0 <= frame.ack_seq < 1 << 53):
             raise InputError("out of range", field="welcome", value=(frame.window, frame.ack_seq))
         self._uplink.welcomed(frame.ack_seq)
-        self._sent = frame.ack_seq
+        self._sent = self._highest = frame.ack_seq
         known = self._uplink.codec.dictionaries
         if frame.codec == Codec.ZSTD_DICTIONARY and frame.dictionary in known:
             self._codec, self._dictionary = int(frame.codec), frame.dictionary
@@ -202,12 +225,12 @@ class SendWindow:
         self._welcome = frame
 
     def _take_nack(self, frame: Nack) -> None:
-        if frame.seq > self._sent:
-            return  # an answer to a sending that is being repeated already
-        if frame.retry_ms < 0:
+        if frame.retry_ms < 0 and frame.seq <= self._highest:
             self._gaps = 0
             self._uplink.refused(frame.seq, frame.code)
             return
+        if frame.seq > self._sent:
+            return  # an answer to a sending that is being repeated already
         if frame.code == ErrorCode.UNKNOWN_DICTIONARY:
             self._codec, self._dictionary = int(Codec.ZSTD), 0
         elif frame.code == ErrorCode.WINDOW_EXCEEDED:
