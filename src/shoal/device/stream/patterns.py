@@ -15,7 +15,10 @@ from shoal.device.stream.trie import StepSpec
 from shoal.wire.events import Event
 from shoal.wire.manifest import TriggerSpec, parse_pattern
 
-__all__ = ["End", "Firing", "Trigger"]
+__all__ = ["NEVER", "End", "Firing", "Reset", "Trigger"]
+
+#: A time before all others.
+NEVER = -(1 << 63)
 
 _MAX_STEPS = 32
 
@@ -140,11 +143,36 @@ class Firing(msgspec.Struct, frozen=True):
     seq: int
 
 
+class Reset:
+    """When an event of one ``without`` pattern last came; its triggers share it."""
+
+    __slots__ = ("seq",)
+
+    def __init__(self) -> None:
+        self.seq = -1
+
+
 class End:
-    """Where a sequence ends in the trie: one (task, trigger) and what it remembers."""
+    """Where a sequence ends in the trie: one (task, trigger) and what it remembers.
+
+    Attributes
+    ----------
+    since : int
+        Events up to this number came before the trigger was added.
+    simple : bool
+        Every completion fires, but for the cooldown.
+    span_us : int
+        How long a partial match can be of use; 0 = for ever.
+    quiet_until_us : int
+        End of the cooldown.
+    starts : deque of (seq, us)
+        Starts of the completions counted so far.
+    pending : deque of (deadline, start, seq, event)
+        Completions that wait for what must not follow.
+    """
 
     __slots__ = (
-        "cooldown_us", "count", "depth", "fired_us", "name", "negated", "pending", "reset_seq",
+        "cooldown_us", "count", "depth", "name", "negated", "pending", "quiet_until_us", "reset",
         "simple", "since", "span_us", "starts", "task", "trigger", "within_us", "without",
     )  # fmt: skip
 
@@ -153,53 +181,57 @@ class End:
         self.trigger = trigger
         self.name = trigger.name
         self.depth = len(trigger.steps)
-        #: Events up to this number came before the trigger was added.
         self.since = since
         self.within_us = trigger.within_ms * 1000
         self.cooldown_us = trigger.cooldown_ms * 1000
         self.count = trigger.count
         self.without = parse_pattern(trigger.without) if trigger.without else None
         self.negated = parse_pattern(trigger.not_followed_by) if trigger.not_followed_by else None
-        #: How long a partial match can be of use; 0 = for ever.
         self.span_us = 0 if self.negated else self.within_us
-        self.simple = not (
-            self.within_us or self.cooldown_us or self.count > 1 or self.without or self.negated
-        )
-        self.fired_us: int | None = None
-        self.forget()
+        # A single step within any duration takes no time at all.
+        timed = self.within_us and (self.depth > 1 or self.count > 1)
+        self.simple = not (timed or self.count > 1 or self.without or self.negated)
+        self.reset = Reset()
+        self.quiet_until_us = NEVER
+        self.starts: deque[tuple[int, int]] = deque(maxlen=self.count)
+        self.pending: deque[tuple[int, int, int, Event]] = deque()
 
     def forget(self) -> None:
         """Drop everything that belongs to partial matches."""
-        self.reset_seq = -1
-        self.starts: deque[tuple[int, int]] = deque(maxlen=self.count)  # (seq, us)
-        self.pending: deque[tuple[int, int, int, Event]] = deque()  # deadline, start, seq, event
+        self.starts.clear()
+        self.pending.clear()
 
-    def complete(
-        self, start_seq: int, start_us: int, seq: int, now: int, event: Event
-    ) -> Firing | None:
-        """Take one completion of the sequence; return a firing if it fires now."""
-        if start_seq < self.reset_seq:
+    def complete(self, start: tuple[int, int], last: tuple[int, int, Event]) -> Firing | None:
+        """Take one completion of the sequence; return a firing if it fires now.
+
+        ``start`` is (seq, us) of the first event, ``last`` (seq, us, event) of the last.
+        """
+        reset_seq = self.reset.seq
+        if start[0] < reset_seq:
             return None
+        seq, now, event = last
         if self.count > 1:
             starts = self.starts
-            starts.append((start_seq, start_us))
+            if starts and starts[-1][0] < reset_seq:
+                starts.clear()
+            starts.append(start)
             if len(starts) < self.count:
                 return None
-            start_seq, start_us = starts[0]
-            if self.within_us and not self.negated and now - start_us > self.within_us:
+            start = starts[0]
+            if self.within_us and not self.negated and now - start[1] > self.within_us:
                 return None
             starts.clear()
-        elif self.within_us and not self.negated and now - start_us > self.within_us:
+        elif self.within_us and not self.negated and now - start[1] > self.within_us:
             return None
         if self.negated:
-            self.pending.append((now + self.within_us, start_seq, seq, event))
+            self.pending.append((now + self.within_us, start[0], seq, event))
             return None
-        return self.fire(start_seq, seq, now, event)
+        return self.fire(start[0], seq, now, event)
 
     def fire(self, start_seq: int, seq: int, now: int, event: Event) -> Firing | None:
         """Fire unless cooling down."""
         if self.cooldown_us:
-            if self.fired_us is not None and now - self.fired_us < self.cooldown_us:
+            if now < self.quiet_until_us:
                 return None
-            self.fired_us = now
+            self.quiet_until_us = now + self.cooldown_us
         return Firing(self.task, self.name, start_seq, event, seq)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from shoal.device.stream.conditions import FieldCodes, compile_test, condition_key, find
-from shoal.device.stream.patterns import End
+from shoal.device.stream.patterns import End, Reset
 from shoal.device.stream.trie import Node, NodeSet, NodeSets, takes
 
 __all__ = ["EventClass", "Group", "Plan", "Tries"]
@@ -53,7 +53,7 @@ class EventClass:
     def __init__(self, plan: Plan, met: frozenset[int]) -> None:
         self.plan = plan
         self.met = met
-        self.roots: NodeSet = plan.sets.get(plan.roots.met(met))
+        self.roots: NodeSet = plan.sets.get(tuple(sorted(plan.roots.met(met), key=_number)))
         self.firsts = plan.firsts.met(met)
         self.later = plan.later.met(met)
         self.idle = not (
@@ -64,6 +64,10 @@ class EventClass:
             or plan.resets
             or plan.cancels
         )
+
+
+def _number(node: Node) -> int:
+    return node.number
 
 
 class _ByCondition:
@@ -101,6 +105,15 @@ class Tries:
     def __init__(self, ends: list[End]) -> None:
         self.ends = ends
         self.negated = [end for end in ends if end.negated]
+        self.remembering = [end for end in ends if end.negated or end.count > 1]
+        #: Partial matches that began before this event do not count any more.
+        self.floor = 0
+        self.resets: dict[_Pattern, Reset] = {}
+        for end in ends:
+            if end.without:
+                shared = self.resets.setdefault(end.without, end.reset)
+                shared.seq = max(shared.seq, end.reset.seq)
+                end.reset = shared
         self.strict, self.relaxed = Node.root(), Node.root()
         self.sets = NodeSets()
         self.depth = 1
@@ -145,7 +158,7 @@ class Tries:
 
     def starts(self) -> list[tuple[bytes, int, int]]:
         """Return (path, number of first event, its time) of every live relaxed node."""
-        return [(n.path, n.seq, n.at_us) for n in self.relaxed.walk() if n.seq >= 0]
+        return [(n.path, n.seq, n.at_us) for n in self.relaxed.walk() if n.seq >= self.floor]
 
     def begin_with(self, starts: Iterable[tuple[bytes, int, int]]) -> None:
         """Make the relaxed nodes live that :meth:`starts` (of other tries) tells of."""
@@ -156,15 +169,14 @@ class Tries:
             if node.seq >= 0:
                 self.wake(node.plain)
 
-    def forget(self) -> None:
-        """Drop every partial match."""
+    def forget(self, seq: int) -> None:
+        """Drop every partial match; only what starts from event ``seq`` on counts."""
+        self.floor = seq
         for group in self.groups.values():
             for node in group.waiting:
                 node.waiting = False
             group.waiting.clear()
-        for node in self.relaxed.walk():
-            node.seq = -1
-        for end in self.ends:
+        for end in self.remembering:
             end.forget()
 
 
@@ -206,7 +218,7 @@ class Plan:
         self.firsts = _ByCondition((n for n in relaxed if n.depth == 1), rare)
         self.later = _ByCondition((n for n in relaxed if n.depth > 1 and n.conditions), rare)
         self.groups = [group for pattern, group in tries.groups.items() if takes(pattern, *at)]
-        self.resets = [end for end in tries.ends if end.without and takes(end.without, *at)]
+        self.resets = [one for pattern, one in tries.resets.items() if takes(pattern, *at)]
         self.cancels = [end for end in tries.ends if end.negated and takes(end.negated, *at)]
         self.sets = tries.sets
         self.classes: dict[Any, EventClass] = {}

@@ -19,7 +19,7 @@ from shoal.device.stream.conditions import condition_key
 
 if TYPE_CHECKING:
     from shoal.device.stream.patterns import End
-    from shoal.device.stream.plans import EventClass
+    from shoal.device.stream.plans import EventClass, Plan
 
 __all__ = ["Node", "NodeSet", "NodeSets", "StepSpec", "takes"]
 
@@ -64,6 +64,7 @@ class Node:
     """
 
     __slots__ = (
+        "_below",
         "at_us", "children", "conditions", "depth", "ends", "longest_us", "number", "parent",
         "path", "plain", "seq", "step", "waiting",
     )  # fmt: skip
@@ -75,6 +76,7 @@ class Node:
         prefix = b"" if parent is None else parent.path
         self.path: bytes = hashlib.blake2b(prefix + step.key, digest_size=16).digest()
         self.children: dict[bytes, Node] = {}
+        self._below: dict[int, list[Node]] = {}
         self.conditions: frozenset[int] = frozenset()
         self.ends: list[End] = []
         self.number = 0
@@ -123,13 +125,22 @@ class Node:
         for node in self.walk():
             node.plain = tuple(one for one in node.children.values() if not one.conditions)
 
+    def below(self, plan: Plan) -> list[Node]:
+        """Return the children that events of this plan may reach, whatever they contain."""
+        found = self._below.get(plan.number)
+        if found is None:
+            found = self._below[plan.number] = [
+                child for child in self.children.values() if child.takes(plan.kind, plan.page)
+            ]
+        return found
+
     def takes(self, kind: int | None, page: str | None) -> bool:
         """Say whether the step into this node takes events of this kind and page."""
         return takes((self.step.kind, self.step.page), kind, page)
 
 
 class NodeSet:
-    """Some nodes of the strict trie that the last event reached.
+    """Some nodes of the strict trie, all of one depth, that the last event reached.
 
     Attributes
     ----------
@@ -137,73 +148,56 @@ class NodeSet:
         Those that a further event can carry on.
     ends : tuple of End
         Sequences that the last event completed.
-    live : NodeSet
-        The set of ``nodes`` alone; the empty set if there are none.
+    live : NodeSet or None
+        The set of ``nodes`` alone; ``None`` if there are none.
+    children : dict
+        By plan number: the nodes below these that its events may reach.
     moves : dict
         By class of the next event: the set that it reaches from here.
     """
 
-    __slots__ = ("_children", "ends", "live", "moves", "nodes")
+    __slots__ = ("children", "ends", "live", "moves", "nodes")
 
     def __init__(self, nodes: tuple[Node, ...]) -> None:
         self.nodes = tuple(node for node in nodes if node.children)
         self.ends = tuple(end for node in nodes for end in node.ends)
-        self.live = self
+        self.live: NodeSet | None = None
+        self.children: dict[int, list[Node]] = {}
         self.moves: dict[EventClass, NodeSet] = {}
-        self._children: dict[int, list[Node]] = {}
-
-    def reach(self, event: EventClass) -> list[Node]:
-        """Return the nodes that an event of this class reaches from here."""
-        plan = event.plan
-        children = self._children.get(plan.number)
-        if children is None:
-            children = self._children[plan.number] = [
-                child
-                for node in self.nodes
-                for child in node.children.values()
-                if child.takes(plan.kind, plan.page)
-            ]
-        met = event.met
-        return [child for child in children if child.conditions <= met]
 
 
 class NodeSets:
     """Every set of nodes that has come up, and the moves between them."""
 
     def __init__(self) -> None:
-        self._sets: dict[tuple[int, ...], NodeSet] = {}
-        self._unions: dict[tuple[NodeSet, NodeSet], NodeSet] = {}
+        self._sets: dict[tuple[Node, ...], NodeSet] = {}
         self.empty = self.get(())
         #: How much has been remembered; whoever owns this starts anew when it is too much.
         self.size = 0
 
-    def get(self, nodes: Iterable[Node]) -> NodeSet:
-        """Return the one set of these nodes."""
-        ordered = tuple(sorted(nodes, key=lambda node: node.number))
-        key = tuple(node.number for node in ordered)
-        found = self._sets.get(key)
+    def get(self, nodes: tuple[Node, ...]) -> NodeSet:
+        """Return the one set of these nodes (in the order of their numbers)."""
+        found = self._sets.get(nodes)
         if found is None:
-            found = self._sets[key] = NodeSet(ordered)
-            if len(found.nodes) < len(ordered):
-                found.live = self.get(found.nodes)
+            found = self._sets[nodes] = NodeSet(nodes)
+            if len(found.nodes) == len(nodes):
+                found.live = found if nodes else None
+            else:
+                found.live = self.get(found.nodes).live
         return found
 
     def move(self, start: NodeSet, event: EventClass) -> NodeSet:
         """Compute and remember where an event of this class leads from ``start``."""
+        plan = event.plan
+        children = start.children.get(plan.number)
+        if children is None:
+            children = start.children[plan.number] = []
+            for node in start.nodes:
+                children += node.below(plan)
+            if len(start.nodes) > 1:
+                children.sort(key=lambda node: node.number)
         self.size += 1
-        target = start.moves[event] = self.get(start.reach(event))
+        met = event.met
+        reached = tuple([child for child in children if child.conditions <= met])
+        target = start.moves[event] = self.get(reached) if reached else self.empty
         return target
-
-    def union(self, one: NodeSet, other: NodeSet, event: EventClass) -> NodeSet:
-        """Return the set that an event of this class reaches from ``one`` or ``other``."""
-        first = one.moves.get(event) or self.move(one, event)
-        second = other.moves.get(event) or self.move(other, event)
-        if second is self.empty or first is second:
-            return first
-        if first is self.empty:
-            return second
-        found = self._unions.get((first, second))
-        if found is None:
-            self.size += 1
-            found = self._unions[first, second] = self.get({*one.reach(event), *other.reach(event)})
-        return found

@@ -19,7 +19,7 @@ import msgspec
 
 from shoal.core.errors import InputError
 from shoal.device.stream.conditions import MISSING
-from shoal.device.stream.patterns import End, Firing, Trigger
+from shoal.device.stream.patterns import NEVER, End, Firing, Trigger
 from shoal.device.stream.plans import EventClass, Group, Plan, Tries
 from shoal.device.stream.trie import Node, NodeSet
 from shoal.wire.events import Event
@@ -56,7 +56,7 @@ class TriggerEngine:
         self.counts: Counter[str] = Counter()
         self._ends: dict[str, dict[str, End]] = {}
         self._boot: int | None = None
-        self._now = -(1 << 63)
+        self._now = NEVER
         self._seq = -1
         self._recent: deque[tuple[int, int, Event]] = deque(maxlen=1)
         self._tries = Tries([])
@@ -109,12 +109,9 @@ class TriggerEngine:
         self._fresh = True
         # What is live in strict mode depends on the last few events alone: replay them.
         self._recent = deque(self._recent, maxlen=self._tries.depth)
-        sets = self._tries.sets
-        self._empty = self._first = self._deeper = sets.empty
+        self._live: tuple[NodeSet, ...] = ()
         for _, _, event in self._recent:
-            event_class = self._plan(event.kind, event.page).class_of(event.content)
-            self._deeper = sets.union(self._first, self._deeper, event_class).live
-            self._first = event_class.roots.live
+            self._advance(self._plan(event.kind, event.page).class_of(event.content))
 
     def _plan(self, kind: int, page: str) -> Plan:
         if not self._fresh:
@@ -133,10 +130,10 @@ class TriggerEngine:
             plan = self._plan(event.kind, event.page)
         now = event.ts_us
         if event.boot != self._boot:
-            self._restart(event)
+            self._restart(event, seq)
         if now < self._now:
             if self._now - now > _CLOCK_TOLERANCE_US:
-                self._reset_clock(now)
+                self._reset_clock(seq)
             else:
                 now = self._now
         self._now = now
@@ -179,56 +176,64 @@ class TriggerEngine:
             found = plan.classes.get(key)
             event_class = self._new_class(plan, key) if found is None else found
 
-        # Strict sequences: from depth 1 (what the last event began) and from deeper.
-        if self._deeper is self._empty:
-            moved = self._first.moves.get(event_class) or self._new_move(event_class)
-        else:
-            moved = self._tries.sets.union(self._first, self._deeper, event_class)
-        self._first = event_class.roots.live
-        self._deeper = moved.live
-        if event_class.idle and not moved.ends:
+        ends = self._advance(event_class)
+        if event_class.idle and not ends:
             return []
-        return self._touched(event_class, moved, (seq, now, event))
+        return self._touched(event_class, ends, (seq, now, event))
+
+    def _advance(self, event_class: EventClass) -> list[End]:
+        """Move on in the strict trie; return the sequences of several steps now complete."""
+        ends: list[End] = []
+        root = event_class.roots.live
+        live = [] if root is None else [root]
+        # One set for each depth that is live, mostly one or two.
+        for start in self._live:
+            target = start.moves.get(event_class)
+            if target is None:
+                sets = self._tries.sets
+                if sets.size > _MAX_REMEMBERED:
+                    self._stale()
+                target = sets.move(start, event_class)
+            if target.live is not None:
+                live.append(target.live)
+            if target.ends:
+                ends += target.ends
+        self._live = tuple(live)
+        return ends
 
     def _new_class(self, plan: Plan, key: tuple[int, ...]) -> EventClass:
         if plan.sets.size > _MAX_REMEMBERED:
             self._stale()
         return plan.new_class(key)
 
-    def _new_move(self, event_class: EventClass) -> NodeSet:
-        sets = self._tries.sets
-        if sets.size > _MAX_REMEMBERED:
-            self._stale()
-        return sets.move(self._first, event_class)
-
     def _touched(
-        self, event_class: EventClass, moved: NodeSet, last: tuple[int, int, Event]
+        self, event_class: EventClass, ends: list[End], last: tuple[int, int, Event]
     ) -> list[Firing]:
         """Take an event that completes a strict sequence or concerns a relaxed one."""
         seq, now, event = last
         plan = event_class.plan
-        for end in plan.resets:
-            end.reset_seq = seq
-            end.starts.clear()
+        for reset in plan.resets:
+            reset.seq = seq
         for end in plan.cancels:
             if end.pending:
                 end.pending = deque(one for one in end.pending if one[0] < event.ts_us)
         fired: list[Firing] = []
         for end in event_class.roots.ends:
             self._complete(end, (seq, now), last, fired)
-        for end in moved.ends:
+        for end in ends:
             start_seq, start_us, _ = self._recent[-end.depth]
             self._complete(end, (start_seq, start_us), last, fired)
         # First find out which nodes are reached, then move: one event must not carry a match
         # over two steps.
         reached: list[tuple[Node, int, int]] = []
+        floor = self._tries.floor
         for group in plan.groups:
             if group.waiting:
                 self._waiting(group, now, reached)
         for node in event_class.later:
             parent: Node = node.parent  # type: ignore[assignment]
             # Without ends there is nothing to do unless a later start has arrived.
-            if parent.seq > node.seq or (node.ends and parent.seq >= 0):
+            if parent.seq >= floor and (parent.seq > node.seq or node.ends):
                 reached.append((node, parent.seq, parent.at_us))
         for node, start_seq, start_us in reached:
             node.seq, node.at_us = start_seq, start_us
@@ -261,19 +266,17 @@ class TriggerEngine:
     def _complete(
         self, end: End, start: tuple[int, int], last: tuple[int, int, Event], fired: list[Firing]
     ) -> None:
-        start_seq, start_us = start
-        if start_seq <= end.since:
+        if start[0] <= end.since:
             return
-        seq, now, event = last
         if end.simple:
-            fired.append(Firing(end.task, end.name, start_seq, event, seq))
-            return
-        firing = end.complete(start_seq, start_us, seq, now, event)
+            firing = end.fire(start[0], *last)
+        else:
+            firing = end.complete(start, last)
+            if len(end.pending) > _MAX_PENDING:
+                end.pending.popleft()
+                self.counts["pending_dropped"] += 1
         if firing is not None:
             fired.append(firing)
-        elif len(end.pending) > _MAX_PENDING:
-            end.pending.popleft()
-            self.counts["pending_dropped"] += 1
 
     def on_watermark(self, ts_us: int) -> list[Firing]:
         """Say that no event before ``ts_us`` will come; return what was not followed.
@@ -293,23 +296,22 @@ class TriggerEngine:
         due.sort(key=lambda one: (one[0], *_place(one[1])))
         return [firing for _, firing in due]
 
-    def _forget(self) -> None:
+    def _forget(self, seq: int) -> None:
         self._recent.clear()
-        self._first = self._deeper = self._empty
-        self._tries.forget()
+        self._live = ()
+        self._tries.forget(seq)
 
-    def _restart(self, event: Event) -> None:
+    def _restart(self, event: Event, seq: int) -> None:
         if self._boot is not None:
             self.counts["restarts"] += 1
-            self._forget()
+            self._forget(seq)
         self._boot = event.boot
 
-    def _reset_clock(self, now: int) -> None:
+    def _reset_clock(self, seq: int) -> None:
         self.counts["clock_resets"] += 1
-        self._forget()
+        self._forget(seq)
         for end in self._tries.ends:
-            end.fired_us = None
-        self._now = now
+            end.quiet_until_us = NEVER
 
     # -- surviving a restart ---------------------------------------------------------------
 
@@ -332,7 +334,7 @@ class TriggerEngine:
                 "ends": [
                     (
                         end.task, end.trigger.name, end.trigger.digest(), end.since,
-                        end.reset_seq, end.fired_us, list(end.starts), list(end.pending),
+                        end.reset.seq, end.quiet_until_us, list(end.starts), list(end.pending),
                     )
                     for end in self._tries.ends
                 ],
@@ -359,14 +361,15 @@ class TriggerEngine:
         self._boot, self._now, self._seq = held.boot, held.now, held.seq
         self._recent = deque(held.recent)
         self._rebuild()
-        self._tries.forget()
+        self._tries.forget(0)
         self._tries.begin_with(held.relaxed)
         known = {(one[0], one[1]): one for one in held.ends}
         for end in self._tries.ends:
-            end.since, end.fired_us = held.seq, None
+            end.since, end.quiet_until_us, end.reset.seq = held.seq, NEVER, -1
             one = known.get((end.task, end.name))
             if one is not None and one[2] == end.trigger.digest():
-                _, _, _, end.since, end.reset_seq, end.fired_us, starts, pending = one
+                _, _, _, end.since, reset_seq, end.quiet_until_us, starts, pending = one
+                end.reset.seq = max(end.reset.seq, reset_seq)
                 end.starts.extend(starts)
                 end.pending.extend(pending)
 
@@ -380,7 +383,7 @@ class _Snapshot(msgspec.Struct):
     relaxed: list[tuple[bytes, int, int]]
     ends: list[
         tuple[
-            str, str, bytes, int, int, int | None, list[tuple[int, int]],
+            str, str, bytes, int, int, int, list[tuple[int, int]],
             list[tuple[int, int, int, Event]],
         ]
     ]  # fmt: skip
