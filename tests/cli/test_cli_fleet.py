@@ -58,3 +58,45 @@ def test_an_administrators_token_is_asked_for(tmp_path, shoal, monkeypatch):
         shoal("fleet", "status", fails=1)
         monkeypatch.setenv("SHOAL_ADMIN_TOKEN", "open sesame")
         assert shoal("fleet", "status")["devices"] == 0
+
+
+def test_a_simulated_fleet(shoal, text, tmp_path):
+    words = ("fleet", "simulate", "--devices", "3000", "--hours", "0.1", "--seed", "5")
+    report = shoal(*words, "--out", str(tmp_path / "report"))
+    assert report["devices"] == report["eligible"] == 3000
+    assert report["outside_received"] == 0
+    assert report["coverage_gap"] < 2 * report["dkw_band"]
+    assert (tmp_path / "report/coverage.parquet").stat().st_size > 0
+    again = shoal(*words)
+    measured = ("check_us", "wall_s", "cpu_s", "peak_mib")
+    assert {k: v for k, v in report.items() if k not in measured} == {
+        k: v for k, v in again.items() if k not in measured
+    }
+    assert "devices reached" in text(*words)
+
+
+def test_a_simulated_fleet_stops_a_harmful_release(shoal, tmp_path):
+    policy = tmp_path / "policy.toml"
+    policy.write_text(
+        "steps = [2000, 10000]\nmin_dwell_s = 60\n[[guardrails]]\n"
+        'name = "failure"\nkind = "failure"\nlimit = 0.05\n'
+    )
+    report = shoal(
+        *("fleet", "simulate", "--devices", "3000", "--hours", "1", "--policy", str(policy)),
+        *("--failure-rate", "0.5"),
+    )
+    assert report["state"] in ("rolling_back", "rolled_back")
+    assert 0 < report["harmed_devices"] < 500
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--devices", "0"], "field 'devices'"),
+        (["--predicate", "device.os =="], "predicate"),
+        (["--failure-rate", "2"], "failure_rate"),
+        (["--beta", "3"], "policy"),
+    ],
+)
+def test_wrong_simulations_are_refused(shoal, words, said):
+    assert said in shoal("fleet", "simulate", *words, fails=2)["message"]

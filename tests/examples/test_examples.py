@@ -18,6 +18,7 @@ PROMISES = {
         "40 s  page_exit@detail wakes offer (left)",
     ],
     "guardrails.py": ["at most  1.0% may fail:   377", "50%:", "(median of 50)"],
+    "simulate_fleet.py": ["good: ended as full", "bad: ended as rolled_back", "cohort 0"],
     "middleware.py": ["a browser gets {'item': 7}", "and the notice 0.0.0"],
 }
 

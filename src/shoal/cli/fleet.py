@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from shoal.cli.client import AdminClient, server_option
 from shoal.cli.output import Output, json_option, when
+from shoal.core.errors import InputError
+
+if TYPE_CHECKING:
+    from shoal.cloud.fleet_report import FleetReport
 
 __all__ = ["fleet"]
 
@@ -168,3 +173,104 @@ def cohort(out: Output, name: str, predicate: str, server: str) -> None:
     out.line(f"cohort {made['name']}: {made['devices']} devices")
     if made["errors"]:
         out.line(f"warning: failed on {made['errors']} devices, last: {made['last_error']}")
+
+
+@fleet.command()
+@click.option("--devices", type=int, help="Size of the fleet; 1,000,000 by default.")
+@click.option("--hours", type=float, help="Simulated time; 1 by default.")
+@click.option("--predicate", help="The release's cohort in CEL; all devices by default.")
+@click.option("--failure-rate", type=float, help="Share of devices on which the version fails.")
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="TOML file with the fields of FleetConfig.",
+)
+@click.option(
+    "--policy",
+    "policy_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="TOML file with the fields of ReleasePolicy; without it the release is full at once.",
+)
+@click.option("--beta", default=0, show_default=True, help="Devices named for the beta step.")
+@click.option("--seed", default=0, show_default=True, help="The same seed, the same fleet.")
+@click.option(
+    "--out",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for the report in Parquet and JSON.",
+)
+@json_option
+def simulate(
+    out: Output,
+    *,
+    devices: int | None,
+    hours: float | None,
+    predicate: str | None,
+    failure_rate: float | None,
+    config_file: Path | None,
+    policy_file: Path | None,
+    beta: int,
+    seed: int,
+    folder: Path | None,
+) -> None:
+    """Simulate a release to a large fleet; every request passes the real plan table.
+
+    Needs no server.
+    """
+    from shoal.cloud.policy import ReleasePolicy
+    from shoal.cloud.simulate import FleetConfig, FleetSimulation
+    from shoal.core.progress import progress
+    from shoal.core.settings import load_settings
+
+    config = load_settings(
+        FleetConfig,
+        config_file,
+        overrides={
+            "devices": devices,
+            "horizon_s": None if hours is None else hours * 3600,
+            "predicate": predicate,
+            "failure_rate": None if failure_rate is None else {"*": failure_rate},
+        },
+    )
+    policy = load_settings(ReleasePolicy, policy_file) if policy_file else None
+    if beta and policy is None:
+        raise InputError("beta devices need a policy", field="beta", value=beta, hint="--policy")
+    with progress(f"simulating {config.devices:,} devices", total=100) as bar:
+        report = FleetSimulation(config, seed).run(
+            policy, beta=beta, progress=lambda share: bar.advance(100 * share - bar.done)
+        )
+    out.value(report.summary())
+    if folder is not None:
+        for path in report.save(folder):
+            out.line(f"wrote {path}")
+    _show_simulation(out, report)
+
+
+def _show_simulation(out: Output, report: FleetReport) -> None:
+    """Print what a simulated release came to."""
+    out.line(
+        f"{report.devices:,} devices, {report.eligible:,} in the cohort; the release ended as "
+        f"{report.state}"
+    )
+    rows: list[list[object]] = [
+        [f"reached {share} of the cohort", "not in time" if at is None else f"{at:,.0f} s"]
+        for share, at in report.time_to_s.items()
+    ]
+    rows += [
+        ["devices reached", f"{report.reached_devices:,}"],
+        ["devices that installed", f"{report.installed_devices:,}"],
+        ["devices harmed", f"{report.harmed_devices:,}"],
+        ["largest distance to the best possible reach", f"{report.coverage_gap:.4f}"],
+        ["distance that chance alone explains (99 %)", f"{report.dkw_band:.4f}"],
+        ["notices to devices outside the cohort", f"{report.outside_received:,}"],
+        ["requests, pulls", f"{report.requests:,}, {report.pulls:,}"],
+        ["CPU of one check", f"{report.check_us:.2f} us"],
+        ["this took", f"{report.wall_s:.1f} s, {report.peak_mib:,.0f} MiB"],
+    ]
+    if report.first_bad_to_reverted_s is not None:
+        rows.insert(
+            -3, ["first harm until 99 % were back", f"{report.first_bad_to_reverted_s:,.0f} s"]
+        )
+    for name, value in rows:
+        out.line(f"{name:<46} {value}")
