@@ -544,6 +544,15 @@ def test_no_device_outside_a_cohort_receives_its_release(
         world.store.close()
 
 
+def test_public_notices_do_leave_their_cohort(make: Callable[..., World]) -> None:
+    """Negative control of the property above: the setting gives it up, and it shows."""
+    world = make(open_enrolment=True, public_notices=True)
+    world.plans.rebuild([CohortPlan(cohort=1, epoch=2, base=[desired("secret", 1)])], 2)
+    answer = world.get("/v1/d/notices/2.1.0")
+    assert answer.headers["cache-control"].startswith("public")
+    assert msgspec.msgpack.decode(answer.content, type=ReleaseNotice).tasks[0].task == "secret"
+
+
 def test_exclusive_files_reach_one_device_alone(world: World) -> None:
     mine, other = Device(1), Device(2)
     mine.enrol(world)

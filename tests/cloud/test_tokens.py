@@ -74,6 +74,26 @@ def test_rotation_keeps_exactly_two_keys_and_survives_a_restart(tmp_path: Path) 
     assert TokenMint.open(path).verify(again.mint(bytes(16), 1, _NOW), _NOW).cohort == 1
 
 
+def test_what_is_remembered_expires_and_goes_with_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    import shoal.cloud.tokens as module
+
+    monkeypatch.setattr(module, "_REMEMBERED", 8)
+    mint = TokenMint([new_token_key()], ttl_s=60)
+    tokens = [mint.mint(n.to_bytes(16, "big"), n, _NOW) for n in range(50)]
+    for _ in range(2):
+        for number, token in enumerate(tokens):
+            assert mint.verify(token, _NOW).cohort == number
+            assert len(mint._verified) <= 8
+    mint.verify(tokens[0], _NOW)
+    with pytest.raises(Problem, match="expired"):
+        mint.verify(tokens[0], _NOW + 61_000_000)
+    mint.rotate()
+    mint.verify(tokens[0], _NOW)
+    mint.rotate()
+    with pytest.raises(Problem, match="forged"):
+        mint.verify(tokens[0], _NOW)
+
+
 def test_damaged_key_file_and_bad_arguments(tmp_path: Path) -> None:
     path = tmp_path / "tokens.json"
     for damaged in (b"{", b'{"keys":{},"newest":0}', b'{"keys":{"0":"AAAA"},"newest":0}'):

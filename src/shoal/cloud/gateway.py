@@ -161,7 +161,12 @@ class Gateway:
         """Serve one request."""
         try:
             if scope["path"] == "/v1/d/check":
-                await self._check(scope, send)
+                notice = self._check(scope)
+                if notice is None:
+                    await send(_START_204)
+                    await send(_END)
+                else:
+                    await send_response(send, 200, [_NO_STORE, (_NOTICE, notice.encode())])
             else:
                 await self._dispatch(scope, receive, send)
         except TruncatedFileError:
@@ -200,8 +205,8 @@ class Gateway:
         self.counts["check_notice"] += 1
         return format_notice_address(*address)
 
-    async def _check(self, scope: Scope, send: Send) -> None:
-        if scope["method"] not in ("GET", "HEAD"):
+    def _check(self, scope: Scope) -> str | None:
+        if scope["method"] != "GET" and scope["method"] != "HEAD":
             raise _wrong_method("GET")
         profile = token = None
         for name, value in scope["headers"]:
@@ -217,12 +222,7 @@ class Gateway:
             raise _no_token()
         if profile is None:
             raise InputError("header is missing", field="Shoal-Profile")
-        notice = self.check_headers(profile, token)
-        if notice is None:
-            await send(_START_204)
-            await send(_END)
-        else:
-            await send_response(send, 200, [_NO_STORE, (_NOTICE, notice.encode())])
+        return self.check_headers(profile, token)
 
     # -- the rest -------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Device tokens: who a device is and which cohort set it is in, checked in about 1 µs.
+"""Device tokens: who a device is and which cohort set it is in, checked in about 1.5 µs.
 
 A token is 42 bytes in base64 (56 characters): layout 1, key id, device id,
 cohort set, expiry in seconds, and a keyed BLAKE2b-128 over all of that. It proves
@@ -11,6 +11,7 @@ from __future__ import annotations
 import binascii
 import hashlib
 import os
+import struct
 import time
 from hmac import compare_digest
 from pathlib import Path
@@ -27,7 +28,10 @@ __all__ = ["TokenClaims", "TokenMint", "new_token_key"]
 
 _LAYOUT: Final = 1
 _TEXT: Final = 56
-_SIGNED: Final = 26  # layout 1, key id 1, device 16, cohort 4, expiry 4
+_FIELDS: Final = struct.Struct(">BB16sII16s")  # layout, key id, device, cohort, expiry, MAC
+_SIGNED: Final = 26  # bytes before the MAC
+#: Verified tokens that are remembered, about 250 bytes each; forgotten together.
+_REMEMBERED: Final = 65_536
 _HINT: Final = "enrol again with the device's own key"
 
 
@@ -53,6 +57,10 @@ def new_token_key() -> bytes:
 class TokenMint:
     """Makes and checks device tokens; the two newest keys are valid.
 
+    A device shows the same token for days, so tokens that were verified are
+    remembered (a bounded number of them, and only until the keys change); expiry
+    is looked at every time.
+
     Parameters
     ----------
     keys : dict of int to bytes, or list of bytes
@@ -76,8 +84,7 @@ class TokenMint:
                 raise InputError("a key has 32 bytes and an id below 256", field="keys")
         self.ttl_us = int(ttl_s * 1e6)
         self._path: Path | None = None
-        self._keys = numbered
-        self._newest = list(numbered)[-1]
+        self._set_keys(numbered, list(numbered)[-1])
 
     @classmethod
     def open(cls, path: Path, *, ttl_s: float = 7 * 86_400.0) -> TokenMint:
@@ -92,9 +99,8 @@ class TokenMint:
             try:
                 stored = msgspec.json.decode(path.read_bytes(), type=_KeyFile)
                 mint = cls(stored.keys, ttl_s=ttl_s)
-                mint._newest = stored.newest
-                mint._keys[stored.newest]  # a KeyError is damage too
-            except (msgspec.DecodeError, InputError, KeyError) as error:
+                mint._set_keys(stored.keys, stored.newest)
+            except (msgspec.DecodeError, InputError) as error:
                 raise IntegrityError(f"key file {path} is damaged: {error}") from error
             mint._path = path
             return mint
@@ -107,9 +113,25 @@ class TokenMint:
     def rotate(self) -> None:
         """Sign with a new key from now on; the key before it stays valid, older ones do not."""
         number = (self._newest + 1) % 256
-        self._keys = {self._newest: self._keys[self._newest], number: new_token_key()}
-        self._newest = number
+        kept = {self._newest: self._keys[self._newest], number: new_token_key()}
+        self._set_keys(kept, number)
         self._save()
+
+    def _set_keys(self, keys: dict[int, bytes], newest: int) -> None:
+        if newest not in keys:
+            raise InputError("there is no such key", field="newest", value=newest)
+        self._keys, self._newest = keys, newest
+        # Hashing states that have taken in their key: copying one is cheaper than keying anew.
+        self._states = {
+            number: hashlib.blake2b(digest_size=16, key=key) for number, key in keys.items()
+        }
+        # After the states: whoever holds the old dictionary writes into nothing.
+        self._verified: dict[str | bytes, TokenClaims] = {}
+
+    def _mac(self, number: int, signed: bytes) -> bytes:
+        state = self._states[number].copy()
+        state.update(signed)
+        return state.digest()
 
     def _save(self) -> None:
         if self._path is not None:
@@ -124,14 +146,8 @@ class TokenMint:
             raise InputError("out of range", field="cohort", value=cohort)
         now = time.time_ns() // 1000 if now_us is None else now_us
         expires = (now + self.ttl_us) // 1_000_000
-        signed = (
-            bytes((_LAYOUT, self._newest))
-            + device
-            + cohort.to_bytes(4, "big")
-            + expires.to_bytes(4, "big")
-        )
-        mac = hashlib.blake2b(signed, digest_size=16, key=self._keys[self._newest]).digest()
-        return binascii.b2a_base64(signed + mac, newline=False).decode()
+        head = _FIELDS.pack(_LAYOUT, self._newest, device, cohort, expires, bytes(16))[:_SIGNED]
+        return binascii.b2a_base64(head + self._mac(self._newest, head), newline=False).decode()
 
     def verify(self, token: str | bytes, now_us: int) -> TokenClaims:
         """Check a token and return what it says.
@@ -141,27 +157,29 @@ class TokenMint:
         Problem
             UNAUTHENTICATED: malformed, forged, of a forgotten key, or expired.
         """
-        if len(token) != _TEXT:
-            raise Problem(ErrorCode.UNAUTHENTICATED, "malformed device token", hint=_HINT)
+        verified = self._verified
+        claims = verified.get(token)
+        if claims is None:
+            claims = self._check(token)
+            if len(verified) >= _REMEMBERED:
+                verified.clear()
+            verified[token] = claims
+        if now_us >= claims[2]:
+            raise Problem(ErrorCode.UNAUTHENTICATED, "device token has expired", hint=_HINT)
+        return claims
+
+    def _check(self, token: str | bytes) -> TokenClaims:
         try:
-            raw = binascii.a2b_base64(token, strict_mode=True)
-        except ValueError:  # binascii.Error, or non-ASCII text
-            raw = b""
-        if len(raw) != 42:
-            raise Problem(ErrorCode.UNAUTHENTICATED, "malformed device token", hint=_HINT)
-        key = self._keys.get(raw[1])
-        signed = raw[:_SIGNED]
+            raw = binascii.a2b_base64(token, strict_mode=True) if len(token) == _TEXT else b""
+            layout, number, device, cohort, expires, mac = _FIELDS.unpack(raw)
+        except (ValueError, struct.error):  # not base64, not ASCII, not 42 bytes
+            raise Problem(ErrorCode.UNAUTHENTICATED, "malformed device token", hint=_HINT) from None
         if (
-            key is None
-            or raw[0] != _LAYOUT
-            or not compare_digest(
-                hashlib.blake2b(signed, digest_size=16, key=key).digest(), raw[_SIGNED:]
-            )
+            layout != _LAYOUT
+            or number not in self._states
+            or not compare_digest(self._mac(number, raw[:_SIGNED]), mac)
         ):
             raise Problem(
                 ErrorCode.UNAUTHENTICATED, "device token is forged or too old", hint=_HINT
             )
-        expires_us = int.from_bytes(raw[22:26], "big") * 1_000_000
-        if now_us >= expires_us:
-            raise Problem(ErrorCode.UNAUTHENTICATED, "device token has expired", hint=_HINT)
-        return TokenClaims(raw[2:18], int.from_bytes(raw[18:22], "big"), expires_us)
+        return TokenClaims(device, cohort, expires * 1_000_000)
