@@ -587,3 +587,47 @@ def test_killed_between_any_two_requests_it_comes_back_whole(tmp_path: Path) -> 
         assert len(cloud.registry.versions("hello")) == acknowledged == 4
         with cloud.store.read() as connection:
             assert connection.execute(sa.text("PRAGMA integrity_check")).scalar_one() == "ok"
+
+
+def test_definitions_enrolments_and_uplinks_at_once(cloud: Cloud, http: httpx.Client) -> None:
+    """No deadlock, and afterwards every device is in the set that its attributes say."""
+    publish(http)
+    failures: list[BaseException] = []
+    devices: list[Device] = []
+
+    def guarded(work) -> threading.Thread:
+        def body() -> None:
+            try:
+                work()
+            except BaseException as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=body, daemon=True)
+        thread.start()
+        return thread
+
+    def define() -> None:
+        for number in range(8):
+            cloud.define_cohort(f"c{number % 3}", f"device.number < {number + 2}")
+
+    def enrol(first: int) -> None:
+        with httpx.Client(base_url=http.base_url, timeout=60) as own:
+            for number in range(first, first + 5):
+                device = Device(own, number=number)
+                devices.append(device)
+                device.report(runs=[RunSummary(os.urandom(16), "hello", 1, 0, "p", 1, 1, 1)])
+                device.pull(cloud.director.public_key)
+
+    threads = [guarded(define), guarded(lambda: enrol(0)), guarded(lambda: enrol(5))]
+    for thread in threads:
+        thread.join(timeout=90)
+    assert not any(thread.is_alive() for thread in threads), "deadlock"
+    assert failures == []
+    sets = cloud.cohorts.sets()
+    for device in devices:
+        stored = cloud.fleet.get(device.id)
+        expected = cloud.cohorts.matching(stored.attributes)
+        assert sets[stored.cohort_set] == expected
+    assert admin(http, "GET", "/status")["tick_errors"] == {}
+    with cloud.store.read() as connection:
+        assert connection.execute(sa.text("SELECT count(*) FROM run_summary")).scalar_one() == 10
