@@ -331,8 +331,9 @@ class _Walk:
             self.visit if page != "app" else None,
             content,
         )
+        self.clock += rng.randrange(1000, 20_000)  # no two events at one moment
         late = config.late_s * 1e6
-        arrival = self.clock
+        arrival = event.ts_us - self.skew
         if rng.random() < config.out_of_order:
             arrival += int(rng.random() * late)
         self.found.append((arrival, len(self.found), event))
