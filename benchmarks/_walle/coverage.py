@@ -51,6 +51,7 @@ def run(quick: bool, seed: int, *, save: Path | None = None) -> dict[str, Any]:
     times = np.asarray(full.times_s)
     polled = np.clip(times / config.mean_gap_s, 0, 1)
     policy = ReleasePolicy(
+        steps=(100, 500, 2_000, 5_000, 10_000),
         min_dwell_s=300,
         outcome_after_s=300,
         guardrails=(Guardrail(name="failure", limit=0.01),),

@@ -34,7 +34,7 @@ POLICY = ReleasePolicy(
 def fleet(devices: int = 4_000, **changes: Any) -> FleetConfig:
     options: dict[str, Any] = {
         "devices": devices, "horizon_s": 2_400, "mean_gap_s": 240, "tick_s": 10,
-        "runs_per_s": 0.05,
+        "runs_per_s": 0.05, "rate_shape": 1.5,
     }  # fmt: skip
     return FleetConfig(**{**options, **changes})
 

@@ -65,8 +65,8 @@ class FleetConfig(BaseModel):
     devices: Annotated[int, Field(ge=1, le=50_000_000)] = 1_000_000
     horizon_s: _Positive = 3_600.0
     rates: Literal["gamma", "lognormal"] = "gamma"
-    rate_shape: _Positive = 1.5
-    mean_gap_s: _Positive = 900.0
+    rate_shape: _Positive = 3.0
+    mean_gap_s: _Positive = 600.0
     on_mean_s: _Positive = 1_800.0
     off_mean_s: Annotated[float, Field(ge=0)] = 0.0
     app_versions: Annotated[int, Field(ge=1, le=64)] = 5
