@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
 import msgspec
-import sqlalchemy as sa
 
 from shoal.cloud.config import CloudConfig
 from shoal.cloud.enrolment import Enrolment
@@ -34,11 +33,11 @@ from shoal.cloud.files import (
 )
 from shoal.cloud.fleet import Fleet
 from shoal.cloud.middleware import ASGIApp
-from shoal.cloud.plans import PlanTable, UnsupportedProtocolError
-from shoal.cloud.problems import Problem
+from shoal.cloud.plans import PlanTable
+from shoal.cloud.problems import Problem, problem_of
 from shoal.cloud.ratelimit import KeyedBuckets, TokenBucket
 from shoal.cloud.tokens import TokenClaims, TokenMint
-from shoal.core.errors import InputError, LimitError, NotFoundError, ShoalError
+from shoal.core.errors import InputError, LimitError, NotFoundError
 from shoal.wire.codes import ErrorCode
 from shoal.wire.enrolment import MEDIA_TYPE, EnrolReply, EnrolRequest, ProfileReply
 from shoal.wire.notices import format_notice_address, parse_notice_address
@@ -172,7 +171,7 @@ class Gateway:
         except TruncatedFileError:
             raise  # the server cuts the connection: the length was promised
         except Exception as error:
-            problem = _problem(error)
+            problem = problem_of(error)
             self.counts[f"refused_{int(problem.code)}"] += 1
             headers = [*problem.headers(), _NO_STORE]
             await send_response(send, problem.status, headers, problem.body())
@@ -425,32 +424,3 @@ def _not_found(path: str) -> Problem:
 
 def _wrong_method(allowed: str) -> Problem:
     return Problem(ErrorCode.BAD_FRAME, f"use {allowed}", status=405)
-
-
-def _problem(error: Exception) -> Problem:
-    """Turn whatever stopped a request into what its sender is told."""
-    if isinstance(error, Problem):
-        return error
-    if isinstance(error, UnsupportedProtocolError):
-        return Problem(ErrorCode.UNSUPPORTED_PROTOCOL, error.message, hint=error.hint)
-    if isinstance(error, LimitError):
-        return Problem(ErrorCode.TOO_LARGE, error.message, hint=error.hint)
-    if isinstance(error, InputError):
-        return Problem(ErrorCode.BAD_FRAME, error.message, hint=error.hint)
-    if isinstance(error, NotFoundError):
-        return Problem(ErrorCode.UNKNOWN_TASK, error.message, hint=error.hint)
-    if isinstance(error, (msgspec.DecodeError, UnicodeDecodeError, RecursionError)):
-        return Problem(ErrorCode.SCHEMA_MISMATCH, f"the body does not decode: {error}"[:300])
-    if isinstance(error, ShoalError):
-        return Problem(ErrorCode.BAD_FRAME, error.message, hint=error.hint, status=409)
-    if isinstance(error, (sa.exc.OperationalError, sa.exc.TimeoutError, OSError)):
-        _log.exception("a request failed on the store or the disk")
-        return Problem(
-            ErrorCode.RATE_LIMITED,
-            "the store is away for the moment",
-            status=503,
-            retry_after_s=5.0,
-            hint="come back later",
-        )
-    _log.exception("a request failed on a defect")
-    return Problem(ErrorCode.BAD_FRAME, "internal error", status=500)

@@ -20,7 +20,7 @@ import uvicorn
 
 from shoal.cloud.files import send_response
 from shoal.cloud.lifespan import Lifespans
-from shoal.cloud.metrics import METRICS_TYPE, prometheus_text
+from shoal.cloud.metrics import METRICS_TYPE, cloud_metrics, prometheus_text
 from shoal.cloud.middleware import ASGIApp, Message
 from shoal.core.errors import InputError, UnavailableError
 
@@ -86,7 +86,7 @@ def create_app(cloud: Cloud, mounts: Mapping[str, ASGIApp] | None = None) -> ASG
             headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
             await send_response(send, status, headers, text.encode())
         elif path == "/metrics" and scope["type"] == "http":
-            text = await asyncio.to_thread(lambda: prometheus_text(cloud.metrics()))
+            text = await asyncio.to_thread(lambda: prometheus_text(cloud_metrics(cloud)))
             await send_response(
                 send, 200, [(b"content-type", METRICS_TYPE.encode())], text.encode()
             )

@@ -18,6 +18,7 @@ import msgspec
 
 from shoal.core.errors import InputError, LimitError, NotFoundError
 from shoal.wire.buckets import BUCKETS
+from shoal.wire.codes import ErrorCode
 from shoal.wire.notices import DesiredTask
 from shoal.wire.profile import PROTOCOL, ProfileHeader, parse_profile_header, profile_digest
 
@@ -44,6 +45,8 @@ _MAX_HEADER = 256
 
 class UnsupportedProtocolError(InputError):
     """The device speaks a protocol that this cloud does not (or no longer) know."""
+
+    wire_code = ErrorCode.UNSUPPORTED_PROTOCOL
 
 
 class GrayEntry(msgspec.Struct, frozen=True, kw_only=True):

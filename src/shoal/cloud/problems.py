@@ -6,17 +6,22 @@ the same that NACK frames and run outcomes use (Walle sheet 6.7).
 
 from __future__ import annotations
 
+import logging
 import math
 
 import msgspec
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from shoal.core.errors import ShoalError
+from shoal.core.errors import InputError, LimitError, NotFoundError, ShoalError
 from shoal.wire.codes import HTTP_STATUS, ErrorCode
 
-__all__ = ["PROBLEM_TYPE", "Problem", "ProblemDocument"]
+__all__ = ["PROBLEM_TYPE", "Problem", "ProblemDocument", "problem_of"]
 
 #: Media type of problem documents.
 PROBLEM_TYPE = "application/problem+json"
+
+_log = logging.getLogger(__name__)
 
 
 class ProblemDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,3 +84,37 @@ class Problem(ShoalError):  # noqa: N818 - the RFC's own word
         if self.retry_after_s is not None:
             headers.append((b"retry-after", str(max(1, math.ceil(self.retry_after_s))).encode()))
         return headers
+
+
+def problem_of(error: Exception) -> Problem:
+    """Turn whatever stopped a request into what its sender is told.
+
+    An error may name its code in an attribute ``wire_code``. What shoal did not
+    raise on purpose is logged: the store or a disk that is away (503), or a defect
+    (500), of which the sender learns nothing more.
+    """
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, ShoalError) and hasattr(error, "wire_code"):
+        return Problem(error.wire_code, error.message, hint=error.hint)
+    if isinstance(error, LimitError):
+        return Problem(ErrorCode.TOO_LARGE, error.message, hint=error.hint)
+    if isinstance(error, InputError):
+        return Problem(ErrorCode.BAD_FRAME, error.message, hint=error.hint)
+    if isinstance(error, NotFoundError):
+        return Problem(ErrorCode.UNKNOWN_TASK, error.message, hint=error.hint)
+    if isinstance(error, (msgspec.DecodeError, UnicodeDecodeError, RecursionError)):
+        return Problem(ErrorCode.SCHEMA_MISMATCH, f"the body does not decode: {error}"[:300])
+    if isinstance(error, ShoalError):
+        return Problem(ErrorCode.BAD_FRAME, error.message, hint=error.hint, status=409)
+    if isinstance(error, (OperationalError, PoolTimeoutError, OSError)):
+        _log.exception("a request failed on the store or the disk")
+        return Problem(
+            ErrorCode.RATE_LIMITED,
+            "the store is away for the moment",
+            status=503,
+            retry_after_s=5.0,
+            hint="come back later",
+        )
+    _log.exception("a request failed on a defect")
+    return Problem(ErrorCode.BAD_FRAME, "internal error", status=500)

@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -32,7 +32,6 @@ from shoal.cloud.fleet import Fleet
 from shoal.cloud.gateway import Gateway, GatewayParts
 from shoal.cloud.images import ImageRepository
 from shoal.cloud.ingest import Ingest
-from shoal.cloud.metrics import Metric
 from shoal.cloud.middleware import ASGIApp, ReleaseMiddleware
 from shoal.cloud.plans import PlanTable
 from shoal.cloud.registry import Registry
@@ -361,75 +360,6 @@ class Cloud:
         if self.tick_errors:
             body["tick_errors"] = sum(self.tick_errors.values())
         return status, json.dumps(body)
-
-    def metrics(self) -> Iterable[Metric]:
-        """Return the cloud's numbers for ``/metrics``."""
-        counts = self.fleet.counts()
-        with self.store.read() as connection:
-            lost = connection.execute(sa.select(tables.dropped)).all()
-            dead = connection.execute(
-                sa.select(sa.func.count()).select_from(tables.dead_letter)
-            ).scalar_one()
-        gateway = sorted(self.gateway.counts.items())
-        return [
-            ("shoal_epoch", "gauge", "Global epoch in force", [({}, self.plans.epoch)]),
-            ("shoal_devices", "gauge", "Enrolled devices", [({}, counts["devices"])]),
-            ("shoal_devices_revoked", "gauge", "Revoked devices", [({}, counts["revoked"])]),
-            (
-                "shoal_gateway_requests_total",
-                "counter",
-                "Requests by kind; refused_N counts refusals with code N",
-                [({"kind": kind}, number) for kind, number in gateway],
-            ),
-            (
-                "shoal_ingest_batches_total",
-                "counter",
-                "Uplink batches by what became of them",
-                [({"kind": kind}, n) for kind, n in sorted(self.ingest.counts.items())],
-            ),
-            (
-                "shoal_tunnel_total",
-                "counter",
-                "Tunnel connections and frames by kind",
-                [({"kind": kind}, n) for kind, n in sorted(self.tunnel.counts.items())],
-            ),
-            ("shoal_tunnel_connected", "gauge", "Open tunnels", [({}, self.tunnel.connected)]),
-            (
-                "shoal_holdings",
-                "gauge",
-                "Devices by task, version and state",
-                [
-                    (
-                        {
-                            "task": row["task"],
-                            "version": str(row["version"]),
-                            "state": row["state"],
-                        },
-                        row["devices"],
-                    )
-                    for row in counts["holdings"]
-                ],
-            ),
-            (
-                "shoal_cohort_predicate_errors_total",
-                "counter",
-                "Predicates that failed on a device",
-                [({"cohort": name}, number) for name, number in self.cohorts.errors.items()],
-            ),
-            (
-                "shoal_dropped_total",
-                "counter",
-                "Things dropped, by part and reason",
-                [({"part": row.part, "reason": row.reason}, row.total) for row in lost],
-            ),
-            ("shoal_dead_letters", "gauge", "Batches that could not be read", [({}, dead)]),
-            (
-                "shoal_tick_errors_total",
-                "counter",
-                "Failed rounds of periodic work",
-                [({"error": name}, number) for name, number in self.tick_errors.items()],
-            ),
-        ]
 
     def close(self) -> None:
         """Stop the periodic work and close everything."""
