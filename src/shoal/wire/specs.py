@@ -99,12 +99,14 @@ class InputSpec(msgspec.Struct, frozen=True, kw_only=True):
     run, up to and including the one that fired, each exactly once and in order;
     ``"visit"``: the events of the page visit that has just closed; ``"event"``:
     only the events that matched. ``events`` are the patterns that the task may
-    read at all.
+    read at all, ``features`` the names of its own features that a run gets back
+    (the newest 100 keys of each).
     """
 
     scope: Literal["since", "visit", "event"] = "event"
     events: list[str] = msgspec.field(default_factory=lambda: ["*@*"])
     max_events: int = 1000
+    features: list[str] = []
 
 
 class OutputSpec(msgspec.Struct, frozen=True, kw_only=True):
