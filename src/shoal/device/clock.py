@@ -126,13 +126,11 @@ class ServerClock:
         """Whether the server has said its time since this process started."""
         return self._offset is not None
 
-    @property
     def skew_us(self) -> int:
         """The device's wall clock minus the server's, as last seen."""
         return self._skew_us
 
-    @property
-    def skewed(self) -> bool:
+    def is_skewed(self) -> bool:
         """Whether the device's clock is more than a day off."""
         return abs(self._skew_us) > MAX_SKEW_US
 
@@ -144,7 +142,7 @@ class ServerClock:
         must have been confirmed by three answers that agree: a single one could
         come from a cache that was filled long ago.
         """
-        return not self.skewed or self._agreeing >= _CONFIRMATIONS
+        return not self.is_skewed() or self._agreeing >= _CONFIRMATIONS
 
     def save(self) -> bytes:
         """Return what a restart needs."""
