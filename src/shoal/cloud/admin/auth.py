@@ -7,6 +7,7 @@ to roll back a release, neither by a form nor by a name that it points at us.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import ipaddress
 import secrets
@@ -93,6 +94,8 @@ class AdminAuth:
         scheme, _, token = connection.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and token:
             return self._by_token(token.strip())
+        if scheme.lower() == "basic" and token:  # a browser asked for a password
+            return self._by_token(_password(token))
         client = connection.client
         if (
             self._admin_token is None
@@ -116,6 +119,13 @@ class AdminAuth:
         if row is None:
             raise NotAuthorizedException("unknown token")
         return row.name, Role[row.role.upper()]
+
+
+def _password(encoded: str) -> str:
+    try:
+        return base64.b64decode(encoded, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
 
 
 def _host_name(header: str) -> str:
