@@ -517,10 +517,10 @@ def test_a_poison_batch_does_not_take_its_group_with_it(
 
     honest = RowWriter.add_results
 
-    def poisoned(self: RowWriter, connection: Any, device: bytes, batch: Any, now: int) -> Any:
+    def poisoned(self: RowWriter, device: bytes, batch: ResultBatch, now: int) -> int:
         if any(record.value == "poison" for record in batch.results):
             raise sa.exc.DataError("INSERT", {}, Exception("no such value"))
-        return honest(self, connection, device, batch, now)
+        return honest(self, device, batch, now)
 
     monkeypatch.setattr(RowWriter, "add_results", poisoned)
     gate = threading.Event()

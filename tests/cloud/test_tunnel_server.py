@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,33 @@ def test_a_bad_greeting_ends_with_bye(run: Any, first: Any, code: ErrorCode) -> 
         await client.task
 
     run(test, revoked=lambda device: device == b"r" * 16)
+
+
+@pytest.mark.parametrize("reason", ["revoked", "expired"])
+def test_a_right_that_ends_during_the_connection_ends_it(run: Any, reason: str) -> None:
+    revoked: set[bytes] = set()
+    late_us = [0]
+
+    async def test(server: TunnelServer) -> None:
+        client = await welcomed(server)
+        client.say(batch(1))
+        assert await client.hear() == Ack(1)
+        if reason == "revoked":
+            revoked.add(DEVICE)
+        else:
+            late_us[0] = 8 * DAY_US
+        client.say(batch(2))
+        answer = await client.hear()
+        assert isinstance(answer, Bye)
+        wanted = {"revoked": ErrorCode.DEVICE_REVOKED, "expired": ErrorCode.UNAUTHENTICATED}
+        assert answer.code == wanted[reason]
+        assert await client.hear() == 1008
+        await client.task
+
+    def clock() -> int:
+        return time.time_ns() // 1000 + late_us[0]
+
+    run(test, revoked=revoked.__contains__, clock=clock)
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ class TunnelConnection:
         self._broken = False
         self._in_flight = 0
         self._paused_until = 0.0
+        self._expires_us = 0
         self.device = b""
         self.cohort = 0
 
@@ -128,6 +129,7 @@ class TunnelConnection:
             first = await self._next()
         hello, claims = self._reception.admit(first)
         self.device, self.cohort = hello.device, claims.cohort
+        self._expires_us = claims.expires_us
         await self._write(await self._reception.welcome(hello))
 
     async def _converse(self) -> None:
@@ -174,6 +176,11 @@ class TunnelConnection:
 
     def _take(self, frame: Batch) -> None:
         parts = self._reception.parts
+        now_us = parts.clock()
+        if parts.revoked(self.device):
+            raise RefusedConnectionError(ErrorCode.DEVICE_REVOKED, "this device is locked out")
+        if now_us >= self._expires_us:
+            raise RefusedConnectionError(ErrorCode.UNAUTHENTICATED, "device token has expired")
         if self._in_flight >= parts.window:
             self._reception.counts["over_window"] += 1
             text = f"at most {parts.window} batches may be under way"
@@ -181,7 +188,7 @@ class TunnelConnection:
             return
         self._in_flight += 1
         self._reception.counts["batch"] += 1
-        parts.ingest.submit(self.device, frame, parts.clock()).add_done_callback(self._settled)
+        parts.ingest.submit(self.device, frame, now_us).add_done_callback(self._settled)
         pause = self._reception.pause()
         if pause is not None and self._loop.time() >= self._paused_until:
             self._paused_until = self._loop.time() + pause.ms / 1000

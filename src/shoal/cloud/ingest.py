@@ -72,7 +72,8 @@ class _Group:
     rows: RowWriter = field(default_factory=RowWriter)
     dead: DeadLetters = field(default_factory=DeadLetters)
     counts: Counter[str] = field(default_factory=Counter)
-    callbacks: list[Callable[[], None]] = field(default_factory=list)
+    batches: list[tuple[_Job, int]] = field(default_factory=list)
+    profiles: list[tuple[_Job, TaskProfile]] = field(default_factory=list)
 
 
 class Ingest:
@@ -330,32 +331,25 @@ class Ingest:
         if admitted.events is not None:
             group.rows.add_events(job.device, admitted.events, job.now_us)
         elif admitted.profile is not None:
-            handler, profile = self._on_profile, admitted.profile
-            if handler is None:
-                body = msgspec.msgpack.encode(profile)
+            if self._on_profile is None:
+                body = msgspec.msgpack.encode(admitted.profile)
                 text = "profiles are not taken here"
                 return [RefusedRecord(ErrorCode.SCHEMA_MISMATCH, text, body)]
-            group.callbacks.append(lambda: handler(job.device, profile, job.now_us))
+            group.profiles.append((job, admitted.profile))
         elif admitted.results is not None:
             batch, skewed = self._models.split(connection, job.device, admitted.results)
             refused += skewed
-            batch = group.rows.add_results(connection, job.device, batch, job.now_us)
-            on_results = self._on_results
-            if on_results is not None:
-                group.callbacks.append(lambda: on_results(job.device, batch, job.now_us))
+            group.batches.append((job, group.rows.add_results(job.device, batch, job.now_us)))
         return refused
 
     def _flush(self, connection: sa.Connection, group: _Group, now_us: int) -> None:
-        group.rows.write(self._store, connection)
-        for callback in group.callbacks:
-            try:
-                with self._store.begin():  # a savepoint: only its own writes are undone
-                    callback()
-            except Exception as error:
-                if _is_away(error):
-                    raise  # the whole group comes again
-                _log.exception("a callback of the ingest failed")
-                group.counts["callback_failed"] += 1
+        fresh = group.rows.write(self._store, connection)
+        if self._on_results is not None:
+            for job, place in group.batches:
+                self._call(group, self._on_results, job, fresh[place])
+        if self._on_profile is not None:
+            for job, profile in group.profiles:
+                self._call(group, self._on_profile, job, profile)
         group.counts.update(group.dead.write(connection))
         if group.moved:
             connection.execute(
@@ -367,6 +361,18 @@ class Ingest:
             )
         for reason, number in group.counts.items():
             self._store.count_dropped(_PART, reason, number)
+
+    def _call(
+        self, group: _Group, handler: Callable[[bytes, Any, int], None], job: _Job, what: Any
+    ) -> None:
+        try:
+            with self._store.begin():  # a savepoint: only its own writes are undone
+                handler(job.device, what, job.now_us)
+        except Exception as error:
+            if _is_away(error):
+                raise  # the whole group comes again
+            _log.exception("a callback of the ingest failed")
+            group.counts["callback_failed"] += 1
 
 
 def _is_away(error: Exception) -> bool:

@@ -23,43 +23,16 @@ class RowWriter:
     """Collects the rows of a transaction. A record whose id is known is left out."""
 
     def __init__(self) -> None:
+        self._batches: list[tuple[bytes, ResultBatch, int]] = []
         self._results: dict[bytes, dict[str, Any]] = {}
         self._runs: dict[bytes, dict[str, Any]] = {}
         self._events: dict[bytes, dict[str, Any]] = {}
         self._features: dict[tuple[bytes, str, str, str], dict[str, Any]] = {}
 
-    def add_results(
-        self, connection: sa.Connection, device: bytes, batch: ResultBatch, now_us: int
-    ) -> ResultBatch:
-        """Collect a batch and return it without the results and runs that are known already."""
-        old = _known(connection, tables.result.c.id, [r.id for r in batch.results])
-        results = []
-        for record in batch.results:
-            if record.id in old or record.id in self._results:
-                continue
-            results.append(record)
-            self._results[record.id] = {
-                "id": record.id, "device": device, "task": record.task,
-                "version": record.version, "name": record.name, "ts_us": record.ts_us,
-                "received_us": now_us, "value": record.value,
-                "model_version": record.model_version,
-            }  # fmt: skip
-        old = _known(connection, tables.run_summary.c.run, [r.run for r in batch.runs])
-        runs = []
-        for run in batch.runs:
-            if run.run in old or run.run in self._runs:
-                continue
-            runs.append(run)
-            self._runs[run.run] = {
-                "device": device, "received_us": now_us, **msgspec.structs.asdict(run),
-            }  # fmt: skip
-        for feature in batch.features:
-            row = {"device": device, "received_us": now_us, **msgspec.structs.asdict(feature)}
-            key = (device, feature.task, feature.name, feature.key)
-            before = self._features.get(key)
-            if before is None or not _older(row, before):
-                self._features[key] = row
-        return msgspec.structs.replace(batch, results=results, runs=runs)
+    def add_results(self, device: bytes, batch: ResultBatch, now_us: int) -> int:
+        """Collect a batch; return its place in what :meth:`write` returns."""
+        self._batches.append((device, batch, now_us))
+        return len(self._batches) - 1
 
     def add_events(self, device: bytes, batch: EventBatch, now_us: int) -> None:
         """Collect raw events; the wall clock of the device is corrected where it can be."""
@@ -77,8 +50,9 @@ class RowWriter:
                 "body": msgspec.msgpack.encode(event),
             })  # fmt: skip
 
-    def write(self, store: Store, connection: sa.Connection) -> None:
-        """Write everything collected."""
+    def write(self, store: Store, connection: sa.Connection) -> list[ResultBatch]:
+        """Write everything; return the batches without the results and runs known before."""
+        fresh = self._sift(connection)
         for table, rows in (
             (tables.result, self._results),
             (tables.run_summary, self._runs),
@@ -88,6 +62,37 @@ class RowWriter:
                 connection.execute(store.insert_ignore(table), list(rows.values()))
         if self._features:
             connection.execute(_newer_feature(connection), list(self._features.values()))
+        return fresh
+
+    def _sift(self, connection: sa.Connection) -> list[ResultBatch]:
+        batches = [batch for _, batch, _ in self._batches]
+        old_results = _known(
+            connection, tables.result.c.id, [r.id for b in batches for r in b.results]
+        )
+        old_runs = _known(
+            connection, tables.run_summary.c.run, [r.run for b in batches for r in b.runs]
+        )
+        fresh = []
+        for device, batch, now_us in self._batches:
+            origin = {"device": device, "received_us": now_us}
+            results = []
+            for record in batch.results:
+                if record.id not in old_results and record.id not in self._results:
+                    results.append(record)
+                    self._results[record.id] = origin | msgspec.structs.asdict(record)
+            runs = []
+            for run in batch.runs:
+                if run.run not in old_runs and run.run not in self._runs:
+                    runs.append(run)
+                    self._runs[run.run] = origin | msgspec.structs.asdict(run)
+            for feature in batch.features:
+                row = origin | msgspec.structs.asdict(feature)
+                key = (device, feature.task, feature.name, feature.key)
+                before = self._features.get(key)
+                if before is None or not _older(row, before):
+                    self._features[key] = row
+            fresh.append(msgspec.structs.replace(batch, results=results, runs=runs))
+        return fresh
 
 
 def _known(connection: sa.Connection, column: sa.Column[Any], ids: list[bytes]) -> set[bytes]:
