@@ -145,7 +145,8 @@ def test_level_zero_permits_what_the_sandbox_forbids(tmp_path: Path) -> None:
         "ctx.emit('out', open('/etc/passwd').read()[:4])",
         f"open('{outside}/new', 'w').write('x'); ctx.emit('out', 1)",
         "import socket; socket.socket().close(); ctx.emit('out', 1)",
-        "import os\npid = os.fork()\nif pid == 0: os._exit(0)\nos.waitpid(pid, 0); ctx.emit('out', 1)",
+        "import os\npid = os.fork()\nif pid == 0: os._exit(0)\n"
+        "os.waitpid(pid, 0); ctx.emit('out', 1)",
     ):
         reply = run_at(0, tmp_path, body)
         assert reply.outcome == 0, reply.message
@@ -177,7 +178,9 @@ def test_environment_is_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_deadline_is_kept_within_bounds(tmp_path: Path) -> None:
-    code = write_task(tmp_path, "import time\nif ctx.deadline_left() < 1: \n    while True: pass")
+    code = write_task(
+        tmp_path, "import time\nif ctx.deadline_left() < 1000: \n    while True: pass"
+    )
     with VMPool(VMPoolConfig(backend="process", size=1)) as pool:
         assert run_once(pool, code).outcome == 0  # warm
         start = time.monotonic()

@@ -2,7 +2,7 @@
 
 This file is loaded by its path under the module name ``shoal_task``, inside
 workers and inline alike, and never through the package: a virtual machine for
-tasks must not need more than the standard library.
+tasks must not need more than the standard library (Walle sheet C.2).
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import math
+import random
 import sys
 import time
-from collections.abc import Iterator
-from random import Random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +21,8 @@ OK, DEADLINE, MEMORY, EXCEPTION = 0, 300, 301, 302
 IMPORT_REFUSED, SANDBOX, OUTPUT_TOO_LARGE, ENGINE_ERROR = 304, 305, 306, 307
 #: Log lines and characters that one run may write.
 LOG_LINES, LOG_CHARACTERS = 50, 500
+LATE = "the run took longer than its deadline"
+NO_MEMORY = "the run needed more memory than its limit"
 
 
 class DeadlineExceeded(BaseException):
@@ -35,41 +37,19 @@ class TaskOutputError(Exception):
         self.code = code
 
 
-class TaskEvent:
-    """One event as the task sees it."""
-
-    __slots__ = ("content", "id", "kind", "page", "ts_us", "visit")
-
-    def __init__(
-        self,
-        id: bytes,
-        kind: int,
-        page: str,
-        ts_us: int,
-        visit: bytes | None,
-        content: dict[str, Any],
-    ) -> None:
-        self.id = id
-        self.kind = kind
-        self.page = page
-        self.ts_us = ts_us
-        self.visit = visit
-        self.content = content
-
-    def __repr__(self) -> str:
-        return f"TaskEvent(kind={self.kind}, page={self.page!r}, ts_us={self.ts_us})"
-
-
 class Batch:
-    """The events of one run, oldest first."""
+    """The events of one run, oldest first; each has kind, page, ts_us, visit, content."""
 
-    def __init__(self, events: list[TaskEvent]) -> None:
+    __slots__ = ("events",)
+
+    def __init__(self, events: list[Any]) -> None:
         self.events = events
 
     @property
-    def visit(self) -> bytes | None:
-        """Id of the page visit of the last event, or None."""
-        return self.events[-1].visit if self.events else None
+    def visit(self) -> str | None:
+        """Id of the page visit of the last event in hex, or None."""
+        visit = self.events[-1].visit if self.events else None
+        return None if visit is None else str(visit.hex())
 
     def floats(self, field: str, default: float = 0.0) -> list[float]:
         """Return one float an event: ``content[field]``, or ``default`` where it is missing."""
@@ -78,59 +58,81 @@ class Batch:
     def __len__(self) -> int:
         return len(self.events)
 
-    def __iter__(self) -> Iterator[TaskEvent]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self.events)
 
 
 class FeatureView:
     """Features of this task: what was stored before, and what this run puts."""
 
+    __slots__ = ("_context", "_stored")
+
     def __init__(self, context: Context, stored: dict[tuple[str, str], Any]) -> None:
         self._context = context
         self._stored = stored
 
-    def put(self, name: str, key: str, value: Any, *, ts_us: int | None = None) -> None:
+    def put(self, name: str, key: object, value: Any, *, ts_us: int | None = None) -> None:
         """Store a feature; numbers in a list travel as float32, anything else as JSON."""
         context = self._context
-        context._check_name(name)
-        dtype = context._declared[name][1]
-        context._check_value(name, value, dtype)
+        dtype = context.dtype(name)
+        value = context.checked(name, value, dtype)
+        text = _key(key)
         stamp = context.now() if ts_us is None else int(ts_us)
-        context._features.append([name, str(key), dtype, value, stamp])
-        self._stored[(name, str(key))] = value
+        context.put.append((name, text, dtype, value, stamp))
+        self._stored[(name, text)] = value
 
-    def get(self, name: str, key: str, default: Any = None) -> Any:
+    def get(self, name: str, key: object, default: Any = None) -> Any:
         """Return a feature of this task that is on the device."""
-        return self._stored.get((name, str(key)), default)
+        return self._stored.get((name, _key(key)), default)
 
 
 class Context:
     """The task's only door to the device."""
 
+    __slots__ = (
+        "_deadline",
+        "_declared",
+        "_features",
+        "_models",
+        "_now_us",
+        "_random",
+        "_seed",
+        "_streams",
+        "emitted",
+        "lines",
+        "put",
+        "state",
+    )
+
     def __init__(
         self,
         *,
-        declared: dict[str, tuple[str, str]],
-        models: dict[str, Any],
+        declared: Mapping[str, tuple[str, str]],
+        models: Mapping[str, Any],
         state: dict[str, Any],
         features: dict[tuple[str, str], Any],
-        seed: int,
+        seed: tuple[int, bytes, str, bytes],
         now_us: int,
         deadline: float,
-        streams: Any,
+        streams: Callable[[Any], Any],
     ) -> None:
         self.state = state
-        self.features = FeatureView(self, features)
+        self.emitted: list[tuple[str, Any, int]] = []
+        self.put: list[tuple[str, str, str, Any, int]] = []
+        self.lines: list[str] = []
+        self._features = FeatureView(self, features)
         self._declared = declared
         self._models = models
         self._now_us = now_us
         self._deadline = deadline
         self._streams = streams
         self._seed = seed
-        self._random: Random | None = None
-        self._emits: list[list[Any]] = []
-        self._features: list[list[Any]] = []
-        self._log: list[str] = []
+        self._random: random.Random | None = None
+
+    @property
+    def features(self) -> FeatureView:
+        """The task's features: ``put(name, key, value)`` and ``get(name, key)``."""
+        return self._features
 
     def model(self, name: str) -> Any:
         """Return a model of the package; its ``run({name: values})`` gives ``{name: lists}``."""
@@ -142,62 +144,71 @@ class Context:
 
     def emit(self, name: str, value: Any, *, ts_us: int | None = None) -> None:
         """Hand out a result; ``name`` must be declared under outputs."""
-        self._check_name(name)
-        self._check_value(name, value, self._declared[name][1])
-        self._emits.append([name, value, self.now() if ts_us is None else int(ts_us)])
+        value = self.checked(name, value, self.dtype(name))
+        self.emitted.append((name, value, self._now_us if ts_us is None else int(ts_us)))
 
     def now(self) -> int:
         """Return the time of the last event, microseconds since 1970 (UTC)."""
         return self._now_us
 
     @property
-    def random(self) -> Random:
+    def random(self) -> random.Random:
         """A ``random.Random`` that gives the same numbers whenever this run is repeated."""
         if self._random is None:
-            self._random = Random(self._seed)  # noqa: S311 - replays, no secrets
+            self._random = random.Random(run_seed(*self._seed))  # noqa: S311 - not for secrets
         return self._random
 
     def log(self, text: object) -> None:
         """Write one line to the run's log (capped)."""
-        if len(self._log) < LOG_LINES:
-            self._log.append(str(text)[:LOG_CHARACTERS])
+        if len(self.lines) < LOG_LINES:
+            self.lines.append(str(text)[:LOG_CHARACTERS])
 
     def deadline_left(self) -> float:
-        """Return the seconds until the run is stopped."""
-        return max(self._deadline - time.monotonic(), 0.0)
+        """Return the milliseconds until the run is stopped."""
+        return max(self._deadline - time.monotonic(), 0.0) * 1000.0
 
-    def stream(self, events: Any) -> Any:
+    def stream(self, events: Sequence[Any]) -> Any:
         """Return the events as a stream with filter, key_by, window and map."""
         return self._streams(events)
 
-    def _check_name(self, name: str) -> None:
-        if name not in self._declared:
+    def dtype(self, name: str) -> str:
+        """Return the declared form of an output, or raise."""
+        try:
+            return self._declared[name][1]
+        except KeyError:
             known = ", ".join(sorted(self._declared)) or "none"
-            raise TaskOutputError(EXCEPTION, f"output {name!r} is not declared (declared: {known})")
+            text = f"output {name!r} is not declared (declared: {known})"
+            raise TaskOutputError(EXCEPTION, text) from None
 
-    def _check_value(self, name: str, value: Any, dtype: str) -> None:
-        if dtype.startswith("f32["):
-            length = int(dtype[4:-1])
-            if not isinstance(value, (list, tuple)) or len(value) != length:
-                raise TaskOutputError(EXCEPTION, f"output {name!r} wants {length} numbers")
-        bad = _not_finite(value)
-        if bad is not None:
-            raise TaskOutputError(ENGINE_ERROR, f"output {name!r} holds {bad}")
+    def checked(self, name: str, value: Any, dtype: str) -> Any:
+        """Return an output as plain data, a copy; raise if it is not what was declared."""
+        value = _plain(name, value)
+        if dtype.startswith("f32[") and (type(value) is not list or len(value) != int(dtype[4:-1])):
+            raise TaskOutputError(EXCEPTION, f"output {name!r} wants {dtype[4:-1]} numbers")
+        return value
 
 
-def _not_finite(value: Any) -> float | None:
-    """Return the first NaN or infinity inside ``value``, or None."""
-    if isinstance(value, float):
-        return None if math.isfinite(value) else value
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, (list, tuple)):
-        return None
-    for part in value:
-        found = _not_finite(part)
-        if found is not None:
-            return found
-    return None
+def _key(key: object) -> str:
+    """Return the key of a feature as text; the id of a visit becomes hex."""
+    return key.hex() if isinstance(key, bytes) else str(key)
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Return a copy of an output made of lists, dicts and numbers; refuse NaN and infinity."""
+    kind = type(value)
+    if kind is float:
+        if math.isfinite(value):
+            return value
+        raise TaskOutputError(ENGINE_ERROR, f"output {name!r} holds {value}")
+    if kind is str or kind is int or kind is bool or value is None:
+        return value
+    if kind is list or kind is tuple:
+        return [_plain(name, part) for part in value]
+    if kind is dict:
+        return {key: _plain(name, part) for key, part in value.items()}
+    if hasattr(value, "tolist"):  # an array or a number of NumPy
+        return _plain(name, value.tolist())
+    return value
 
 
 def load_module(path: str, name: str) -> ModuleType:
@@ -216,7 +227,11 @@ def load_entry(folder: str, entry: str) -> Any:
     module_name, _, function = entry.partition(":")
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    module = load_module(f"{folder}/{module_name.replace('.', '/')}.py", module_name)
+    path = f"{folder}/{module_name.replace('.', '/')}.py"
+    try:
+        module = load_module(path, module_name)
+    except FileNotFoundError:
+        raise ImportError(f"the package has no {module_name}.py") from None
     try:
         return getattr(module, function)
     except AttributeError:
@@ -229,38 +244,63 @@ def run_seed(seed: int, device: bytes, task: str, run: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
+def call(function: Callable[..., Any], context: Context, batch: Batch) -> tuple[int, str]:
+    """Run the task's function; return (outcome code, message)."""
+    outcome, message = guarded(function, context, batch)
+    if outcome == OK and type(context.state) is not dict:
+        kind = type(context.state).__name__
+        return EXCEPTION, f"ctx.state must stay a dict, it became a {kind}"
+    return outcome, message
+
+
+def guarded(function: Callable[..., Any], *arguments: Any) -> tuple[int, str]:
+    """Call a function of a task; return (outcome code, one line), whatever it raises."""
+    try:
+        function(*arguments)
+    except DeadlineExceeded as error:
+        return DEADLINE, LATE + _place(error)
+    except MemoryError:
+        return MEMORY, NO_MEMORY
+    except TaskOutputError as error:
+        return error.code, str(error)[:LOG_CHARACTERS]
+    except ImportError as error:
+        return IMPORT_REFUSED, describe(error)
+    except (PermissionError, BlockingIOError) as error:  # the latter: no process may be added
+        return SANDBOX, describe(error)
+    except BaseException as error:  # SystemExit, KeyboardInterrupt and what a task makes up
+        return _judge(error), describe(error)
+    return OK, ""
+
+
+def _judge(error: BaseException) -> int:
+    name = type(error).__name__
+    if name in ("ModelError", "UnavailableError"):
+        # A library that finds no memory says so in its own words.
+        scarce = any(words in str(error) for words in ("bad alloc", "bad_alloc", "allocate memory"))
+        return MEMORY if scarce else ENGINE_ERROR
+    if name == "RuntimeError" and "can't start new thread" in str(error):
+        return SANDBOX
+    return EXCEPTION
+
+
 def describe(error: BaseException) -> str:
     """Return one line about an exception and the task's line that raised it."""
+    name = type(error).__name__
+    try:
+        lines = str(error).splitlines()
+    except BaseException:  # a __str__ of the task's own making
+        lines = []
+    text = f"{name}: {lines[0]}" if lines else name
+    return (text[: LOG_CHARACTERS - 80] + _place(error))[:LOG_CHARACTERS]
+
+
+def _place(error: BaseException) -> str:
+    """Return the task's own line that an exception came from, as `` (main.py line 3)``."""
     place = ""
     trace = error.__traceback__
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
-        if not file.endswith("_runtime.py"):
+        if not file.endswith(("/container/_runtime.py", "/container/worker.py")):
             place = f" ({file.rsplit('/', 1)[-1]} line {trace.tb_lineno})"
         trace = trace.tb_next
-    text = str(error).splitlines()[0] if str(error) else ""
-    return f"{type(error).__name__}: {text}{place}"[:LOG_CHARACTERS]
-
-
-def call(function: Any, context: Context, batch: Batch) -> tuple[int, str]:
-    """Run the task's function and return (outcome code, message)."""
-    try:
-        function(context, batch)
-    except DeadlineExceeded:
-        return DEADLINE, "the run took longer than its deadline"
-    except MemoryError:
-        return MEMORY, "the run needed more memory than its limit"
-    except TaskOutputError as error:
-        return error.code, str(error)
-    except ImportError as error:
-        return IMPORT_REFUSED, describe(error)
-    except PermissionError as error:
-        return SANDBOX, describe(error)
-    except RecursionError as error:
-        return EXCEPTION, describe(error)
-    except Exception as error:
-        code = ENGINE_ERROR if type(error).__name__ == "ModelError" else EXCEPTION
-        return code, describe(error)
-    except BaseException as error:  # SystemExit, KeyboardInterrupt and what a task makes up
-        return EXCEPTION, describe(error)
-    return OK, ""
+    return place

@@ -24,7 +24,10 @@ class VMPoolConfig(BaseModel):
         process, without isolation, for tests and debugging. ``auto``: process
         where the platform can fork, else inline.
     size : int
-        Workers at the same time.
+        Workers that run at the same time.
+    resident : int
+        Workers that may be alive: those that have nothing to do keep their task
+        loaded until another task needs the place. At least ``size``.
     prewarm : int
         Workers that ``VMPool.prewarm`` starts ahead of the first run.
     recycle_after : int
@@ -36,7 +39,8 @@ class VMPoolConfig(BaseModel):
     deadline_ms : int
         Upper bound on a task's own deadline.
     grace_ms : int
-        Time after the deadline at which a worker that does not answer is killed.
+        At the deadline a run is asked to stop, which says where it was; so much
+        later its worker is killed.
     load_ms : int
         Time to fork a worker and load the task.
     queue_depth : int
@@ -49,12 +53,13 @@ class VMPoolConfig(BaseModel):
 
     backend: Literal["auto", "process", "inline"] = "auto"
     size: int = Field(default=2, ge=1, le=256)
+    resident: int = Field(default=8, ge=1, le=1024)
     prewarm: int = Field(default=1, ge=0)
     recycle_after: int = Field(default=10_000, ge=1)
     recycle_growth_mb: int = Field(default=128, ge=1)
     memory_limit_mb: int = Field(default=2048, ge=16)
     deadline_ms: int = Field(default=60_000, ge=1)
-    grace_ms: int = Field(default=200, ge=0)
+    grace_ms: int = Field(default=40, ge=0)
     load_ms: int = Field(default=30_000, ge=1)
     queue_depth: int = Field(default=64, ge=1)
     sandbox_level: int | None = Field(default=None, ge=0, le=3)
@@ -103,15 +108,15 @@ class VMPool:
     def _choose(self) -> Literal["process", "inline"]:
         if self.config.backend != "auto":
             return self.config.backend
-        return "process" if sys.platform != "win32" else "inline"
+        return "process" if sys.platform == "linux" else "inline"
 
     def _make(self) -> Backend:
         if self.backend == "inline":
             from shoal.device.container.inline import InlineBackend  # noqa: PLC0415 - by choice
 
             return InlineBackend(self.config)
-        if sys.platform == "win32":
-            raise UnavailableError("worker processes need fork", hint='use backend="inline"')
+        if sys.platform != "linux":
+            raise UnavailableError("worker processes need Linux", hint='use backend="inline"')
         from shoal.device.container.process import ProcessBackend  # noqa: PLC0415 - by choice
 
         return ProcessBackend(self.config)

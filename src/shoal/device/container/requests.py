@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from shoal.wire.events import Event
 
@@ -58,14 +61,13 @@ class TaskCode:
     sandbox_level: int = 0
     seed: int = 0
 
-    @property
+    @cached_property
     def key(self) -> tuple[str, int, bytes]:
         """What tells workers of different code apart."""
         return self.task, self.version, self.digest or str(self.folder).encode()
 
 
-@dataclass(frozen=True)
-class RunRequest:
+class RunRequest(msgspec.Struct, frozen=True):
     """One run of a task.
 
     Attributes
@@ -90,13 +92,12 @@ class RunRequest:
     code: TaskCode
     events: list[Event]
     state: bytes | None = None
-    features: Mapping[tuple[str, str], Any] = field(default_factory=dict)
+    features: Mapping[tuple[str, str], Any] = {}
     now_us: int = 0
     device: bytes = b""
 
 
-@dataclass(frozen=True)
-class RunReply:
+class RunReply(msgspec.Struct, frozen=True, array_like=True):
     """How a run went and what it made.
 
     Attributes
@@ -125,12 +126,12 @@ class RunReply:
 
     run: bytes
     outcome: int
-    emits: list[tuple[str, Any, int]] = field(default_factory=list)
-    features: list[tuple[str, str, str, Any, int]] = field(default_factory=list)
+    emits: list[tuple[str, Any, int]] = []
+    features: list[tuple[str, str, str, Any, int]] = []
     state: bytes | None = None
     cpu_us: int = 0
     wall_us: int = 0
     peak_kb: int = 0
-    log: list[str] = field(default_factory=list)
+    log: list[str] = []
     message: str = ""
     backend: str = ""

@@ -111,9 +111,11 @@ def _program(machine: str) -> bytes:
         _instruction(_JUMP_SET, _CLONE_THREAD, 0, 1),
         _instruction(_RETURN, _ALLOW),
         _instruction(_RETURN, _DENY),
-        # Reading a limit, yes; setting one (third argument), no.
-        _instruction(_JUMP_EQUAL, prlimit, 0, 3),
+        # Reading a limit, yes; setting one (third argument, both words of it), no.
+        _instruction(_JUMP_EQUAL, prlimit, 0, 5),
         _instruction(_LD_WORD, _ARGUMENT_2),
+        _instruction(_JUMP_EQUAL, 0, 0, 3),
+        _instruction(_LD_WORD, _ARGUMENT_2 + 4),
         _instruction(_JUMP_EQUAL, 0, 0, 1),
         _instruction(_RETURN, _ALLOW),
         _instruction(_RETURN, _DENY),
