@@ -35,6 +35,7 @@ from shoal.core.crashpoints import crashpoint
 from shoal.core.errors import UnavailableError
 from shoal.wire.codes import ErrorCode
 from shoal.wire.compression import BodyCodec, UnknownDictionaryError
+from shoal.wire.dictionary import built_in_dictionaries
 from shoal.wire.frames import Ack, Batch, Nack
 from shoal.wire.limits import DEFAULT_LIMITS, WireLimits
 from shoal.wire.profile import TaskProfile
@@ -91,7 +92,7 @@ class Ingest:
     on_profile : callable, optional
         ``(device, profile, now_us)``, for a task profile that came as a batch.
     codec : BodyCodec, optional
-        With the dictionaries that devices may use.
+        With the dictionaries that devices may use; the shipped one if absent.
     limits : WireLimits, optional
         Checked before anything is decoded.
     max_waiting_bytes : int
@@ -119,7 +120,7 @@ class Ingest:
         self._on_results = on_results
         self._on_profile = on_profile
         self.limits = limits
-        self.codec = codec or BodyCodec(limits=limits)
+        self.codec = codec or BodyCodec(built_in_dictionaries(), limits)
         self._max_waiting = max_waiting_bytes
         self._max_group = max_group
         self._models = ModelVersions()

@@ -45,6 +45,7 @@ from shoal.device.declared import Budget, DeclaredOutputs, OutputKind
 from shoal.device.outbox import CLASSES, Outbox, OutboxBounds, RecordKind, UplinkClass
 from shoal.device.store import DeviceStore
 from shoal.wire.compression import FRAME_ROOM, BodyCodec
+from shoal.wire.dictionary import built_in_dictionaries
 from shoal.wire.events import Event
 from shoal.wire.frames import Batch, BatchKind, Codec
 from shoal.wire.limits import DEFAULT_LIMITS, WireLimits
@@ -86,7 +87,7 @@ class Uplink:
     idle_allowed : callable, optional
         Whether *idle* data may travel now (charging, unmetered network).
     codec : BodyCodec, optional
-        With the trained dictionaries that the device has.
+        With the trained dictionaries that the device has; the shipped one if absent.
     clock, monotonic : callable
         Wall clock and monotonic clock, microseconds.
 
@@ -113,7 +114,7 @@ class Uplink:
         self.store = store
         self.device = device
         self.limits = limits
-        self.codec = codec or BodyCodec(limits=limits)
+        self.codec = codec or BodyCodec(built_in_dictionaries(), limits)
         self._outbox = Outbox(store, bounds or OutboxBounds())
         self._close_after_us = close_after_us
         self._idle_allowed = idle_allowed or (lambda: True)
