@@ -55,7 +55,7 @@ class VMPoolConfig(BaseModel):
     size: int = Field(default=2, ge=1, le=256)
     resident: int = Field(default=8, ge=1, le=1024)
     prewarm: int = Field(default=1, ge=0)
-    recycle_after: int = Field(default=10_000, ge=1)
+    recycle_after: int = Field(default=1000, ge=1)
     recycle_growth_mb: int = Field(default=128, ge=1)
     memory_limit_mb: int = Field(default=2048, ge=16)
     deadline_ms: int = Field(default=60_000, ge=1)

@@ -78,6 +78,7 @@ class Slot:
         self.ready = False
         self.busy = False
         self.retiring = False
+        self.succeeded = False
         self.garbled = False
         self.extended = False
         self.phase = 0

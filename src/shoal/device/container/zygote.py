@@ -153,7 +153,10 @@ class Zygote:
 
 def _receive(control: socket.socket) -> tuple[bytes, list[int]]:
     """Read one order and the descriptors that come with it."""
-    body, ancillary, _, _ = control.recvmsg(_ORDER_BYTES, socket.CMSG_SPACE(16))
+    try:
+        body, ancillary, _, _ = control.recvmsg(_ORDER_BYTES, socket.CMSG_SPACE(16))
+    except ConnectionResetError:  # closed with news of ours unread
+        return b"", []
     descriptors = array.array("i")
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

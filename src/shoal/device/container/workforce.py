@@ -1,0 +1,552 @@
+"""The workers of the process backend: who runs what, and what becomes of it.
+
+Everything here happens under the lock of the backend, which hands in runs
+(:meth:`Workforce.queue`), events of descriptors (:meth:`Workforce.attend`) and
+the passing of time (:meth:`Workforce.check_deadlines`), and takes finished runs
+out of :attr:`Workforce.done`.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from shoal.device.container.forking import ZygoteLink, ZygoteNews
+from shoal.device.container.lanes import Lane
+from shoal.device.container.messages import (
+    LEAVING,
+    NO_MEMORY,
+    SANDBOX_REFUSED,
+    STATE_LIMIT,
+    LoadOrder,
+    frame,
+)
+from shoal.device.container.requests import RunReply, TaskCode
+from shoal.device.container.slots import Job, Slot
+from shoal.wire.codes import ErrorCode
+
+if TYPE_CHECKING:
+    from shoal.device.container.pool import VMPoolConfig
+
+__all__ = ["Workforce"]
+
+_decode_reply = msgspec.msgpack.Decoder(RunReply).decode
+#: Log, message and framing of a reply, above its outputs and state.
+_REPLY_OVERHEAD = 1 << 18
+#: How often a run is given to another worker before it counts as the cause.
+_MOST_ATTEMPTS = 3
+#: Seconds to wait for word of a worker's end.
+_END = 0.5
+#: Runs before its last at which a worker's successor is started.
+_SUCCESSOR_BEFORE = 200
+#: Lanes above which unused ones are forgotten.
+_MANY_LANES = 256
+#: Zygotes that end without a word before the pool gives up.
+_MOST_SILENT_ENDS = 3
+
+
+class Workforce:
+    """Lanes of waiting runs, worker slots, and the zygote that makes them.
+
+    Parameters
+    ----------
+    config : VMPoolConfig
+        Sizes and times.
+    sandbox_level : int
+        How workers shut themselves in.
+    scratch : Path
+        Folder for the workers' scratch folders.
+    poll : select.epoll
+        Where descriptors are watched.
+    wake : callable
+        Makes the pump look at deadlines again.
+
+    Attributes
+    ----------
+    alarm : float
+        Steady time at which the pump looks at deadlines by itself.
+    done : list of (Future, RunReply)
+        Finished since the pump last emptied it.
+    broken : str
+        Why no worker can be started; empty while all is well.
+    """
+
+    def __init__(
+        self,
+        config: VMPoolConfig,
+        sandbox_level: int,
+        scratch: Path,
+        poll: select.epoll,
+        wake: Callable[[], None],
+    ) -> None:
+        self._config = config
+        self._level = sandbox_level
+        self._resident = max(config.resident, config.size)
+        self._scratch = scratch
+        self._poll = poll
+        self._wake = wake
+        self._lanes: dict[Any, Lane] = {}
+        self.hungry: dict[int, Lane] = {}  # lanes with a queue, in the order of their turns
+        self._slots: dict[int, Slot] = {}
+        self._by_descriptor: dict[int, Slot] = {}
+        self._busy = 0
+        self._numbers = 0
+        self._silent_ends = 0
+        self.alarm = 0.0
+        self.broken = ""
+        self.done: list[tuple[Future[RunReply], RunReply]] = []
+        self.counts: Counter[str] = Counter()
+        self.outcomes: Counter[int] = Counter()
+        self._zygote = self._start_zygote()
+
+    def lane(self, code: TaskCode) -> Lane:
+        """Return the lane of a version of a task."""
+        lane = self._lanes.get(code.key)
+        if lane is None:
+            if len(self._lanes) >= _MANY_LANES:  # versions come and go; keep what is in use
+                used = {id(slot.lane) for slot in self._slots.values()}
+                kept = (
+                    (key, old) for key, old in self._lanes.items() if old.queue or id(old) in used
+                )
+                self._lanes = dict(kept)
+            lane = self._lanes[code.key] = Lane(code)
+        return lane
+
+    def queue(self, job: Job) -> None:
+        """Take a run in, and give it to a worker if one should have it now."""
+        lane = job.lane
+        lane.queue.append(job)
+        if len(lane.queue) == 1:
+            self.hungry[id(lane)] = lane
+        self._feed(lane)
+
+    def prewarm(self, code: TaskCode, number: int) -> None:
+        """Start workers for a task if there is room."""
+        lane = self.lane(code)
+        while len(lane.slots) < number and len(self._slots) < self._resident:
+            if self._launch(lane) is None:
+                return
+
+    # -- giving out work -----------------------------------------------------------------------
+
+    def _feed(self, lane: Lane) -> None:
+        """Give what waits in a lane to its workers, as far as they should have it."""
+        queue = lane.queue
+        while queue:
+            slot = self._choose(lane)
+            if slot is None:
+                return
+            if not slot.jobs:
+                slot.busy = True
+                self._busy += 1
+                self._start_clock(slot, queue[0])
+            room = 1 if len(queue) == 1 else self._room(lane, slot)
+            now = False
+            while room > 0 and queue:
+                job = queue.popleft()
+                room -= 1
+                now = slot.add(job) or now
+            if now and not slot.flush():
+                self._block(slot)
+        self.hungry.pop(id(lane), None)
+
+    def _room(self, lane: Lane, slot: Slot) -> int:
+        """Return how many runs to hand a chosen worker: its share of the queue at most."""
+        share = -(-len(lane.queue) // max(1, min(len(lane.slots), self._config.size)))
+        limit = min(lane.depth(), self._config.recycle_after - slot.runs) - len(slot.jobs)
+        return max(1, min(share, limit))
+
+    def _choose(self, lane: Lane) -> Slot | None:
+        """Return the worker for the next run of a lane: an idle one, a new one, or one to fill."""
+        if self._busy < self._config.size:
+            slot = lane.idle()
+            if slot is not None:
+                return slot
+            if lane.wants_worker():
+                return self._launch(lane)
+        others = len(self.hungry) - (id(lane) in self.hungry)
+        if others:
+            return None  # their turn comes when this lane's workers have run dry
+        return lane.least_busy(lane.depth())
+
+    def _start_clock(self, slot: Slot, job: Job) -> None:
+        """A worker with nothing to do gets ``job``: from now on it is watched."""
+        load_s = 0.0 if slot.ready else self._config.load_ms / 1000
+        slot.deadline = time.monotonic() + load_s + job.deadline_s
+        slot.extended = False
+        if slot.deadline < self.alarm:
+            self._wake()
+
+    def _launch(self, lane: Lane) -> Slot | None:
+        """Start a worker for a lane; make room by ending the one idle longest."""
+        if len(self._slots) >= self._resident:
+            idle = [slot for slot in self._slots.values() if not slot.jobs and not slot.retiring]
+            if idle:
+                self._retire(min(idle, key=lambda slot: slot.used))
+        self._numbers += 1
+        code = lane.code
+        scratch = self._scratch / str(self._numbers)
+        scratch.mkdir()
+        order = LoadOrder(
+            task=code.task,
+            version=code.version,
+            folder=str(code.folder),
+            entry=code.entry,
+            models={name: str(path) for name, path in code.models.items()},
+            engine=code.engine if code.models else "",
+            threads=code.threads,
+            outputs=dict(code.outputs),
+            memory_mb=min(code.memory_mb, self._config.memory_limit_mb),
+            output_bytes=code.output_kb << 10,
+            seed=code.seed,
+            sandbox_level=self._level,
+            scratch=str(scratch),
+        )
+        slot = Slot(self._numbers, lane, frame(order), scratch)
+        handed = self._zygote.fork(slot.number, order.engine, slot.theirs.fileno(), slot.counter_fd)
+        if not handed:  # the zygote has died; the pump starts another and feeds again
+            slot.close()
+            return None
+        slot.handed_over()
+        slot.flush()
+        self._slots[slot.number] = slot
+        self._by_descriptor[slot.connection.fileno()] = slot
+        self._poll.register(slot.connection, select.EPOLLIN)
+        lane.slots.append(slot)
+        self.counts["started"] += 1
+        return slot
+
+    def _retire(self, slot: Slot) -> None:
+        if slot in slot.lane.slots:
+            slot.lane.slots.remove(slot)
+        slot.retire()
+
+    def _block(self, slot: Slot) -> None:
+        """The worker's socket is full: the pump goes on writing when it has room."""
+        if not slot.blocked:
+            slot.blocked = True
+            self._poll.modify(slot.connection, select.EPOLLIN | select.EPOLLOUT)
+
+    def feed_all(self) -> None:
+        """Give every lane its turn."""
+        for lane in list(self.hungry.values()):
+            before = self._busy
+            self._feed(lane)
+            if lane.queue and self._busy > before:  # it had its turn: behind the others
+                self.hungry[id(lane)] = self.hungry.pop(id(lane))
+
+    # -- the zygote --------------------------------------------------------------------------
+
+    def _start_zygote(self) -> ZygoteLink:
+        self._scratch.mkdir(exist_ok=True)  # the last zygote has taken it away
+        self.counts["zygotes"] += 1
+        zygote = ZygoteLink(self._scratch)
+        self._poll.register(zygote.socket, select.EPOLLIN)
+        return zygote
+
+    def _hear(self, news: ZygoteNews) -> None:
+        slot = self._slots.get(news.number)
+        if news.kind == "forked":
+            if slot is None:
+                os.close(news.descriptor)
+                return
+            slot.pid, slot.process_fd = news.value, news.descriptor
+            if slot.phase == 2:  # its time was over before we could name it
+                slot.signal(signal.SIGKILL)
+        elif news.kind == "exited" and slot is not None:
+            self._drain(slot)
+            self._bury(slot, news.value)
+
+    def _replace_zygote(self) -> None:
+        """The zygote has ended and, by the kernel, its workers: start again, lose no run."""
+        self._poll.unregister(self._zygote.socket)
+        silent = not self._zygote.greeted
+        self._zygote.close(1.0)
+        self._silent_ends = self._silent_ends + 1 if silent else 0
+        if self._silent_ends >= _MOST_SILENT_ENDS:
+            status = self._zygote.process.returncode
+            self.broken = f"the process that starts workers ends at once (status {status})"
+        else:
+            self._zygote = self._start_zygote()
+        for slot in list(self._slots.values()):
+            slot.signal(signal.SIGKILL)
+            self._drain(slot)
+            self._bury(slot, LEAVING)
+        if self.broken:
+            for lane in self._lanes.values():
+                self._fail_queue(lane, ErrorCode.VM_CRASHED, self.broken)
+
+    def attend(self, descriptor: int, events: int) -> None:
+        """Deal with what epoll says of a descriptor."""
+        slot = self._by_descriptor.get(descriptor)
+        if slot is not None:
+            if events & select.EPOLLOUT and slot.flush():
+                slot.blocked = False
+                self._poll.modify(descriptor, select.EPOLLIN)
+            if events & ~select.EPOLLOUT:
+                self._serve(slot)
+        elif descriptor == self._zygote.socket.fileno():
+            news = self._zygote.receive()
+            if news is None:
+                self._replace_zygote()
+            else:
+                self._hear(news)
+
+    # -- replies -----------------------------------------------------------------------------
+
+    def _serve(self, slot: Slot) -> None:
+        """Take the replies that have come from a worker."""
+        code = slot.lane.code
+        try:
+            bodies, alive = slot.read((code.output_kb << 10) + STATE_LIMIT + _REPLY_OVERHEAD)
+            for body in bodies:
+                self._take(slot, _decode_reply(body))
+        except OverflowError as error:
+            self._distrust(slot, ErrorCode.OUTPUT_TOO_LARGE, str(error))
+            return
+        except (ValueError, msgspec.MsgspecError):
+            text = "the task wrote something that is no reply to its worker's socket"
+            self._distrust(slot, ErrorCode.VM_CRASHED, text)
+            return
+        if bodies:
+            self._after_replies(slot)
+        if not alive:
+            self._lose(slot)
+
+    def _distrust(self, slot: Slot, outcome: int, why: str) -> None:
+        """What comes from a worker is not to be used any longer."""
+        slot.garbled = True
+        slot.kill((outcome, why))
+        self._lose(slot)
+
+    def _take(self, slot: Slot, reply: RunReply) -> None:
+        """Match one reply with the run that it must belong to."""
+        if not slot.ready:
+            self._loaded(slot, reply)
+            return
+        if not slot.jobs or slot.jobs[0].run != reply.run:
+            raise ValueError("a reply to no run")
+        job = slot.jobs.popleft()
+        slot.runs += 1
+        slot.lane.note(reply.wall_us)
+        if not slot.base_kb:
+            slot.base_kb = reply.peak_kb
+        elif reply.peak_kb - slot.base_kb > self._config.recycle_growth_mb << 10:
+            slot.retiring = True
+        outcome = reply.outcome
+        if (reply.emits or reply.features) and not _is_declared(reply, slot.lane.code):
+            # The runtime in the worker refuses these; who gets here has tampered with it.
+            self.counts["undeclared"] += 1
+            outcome = int(ErrorCode.SANDBOX_VIOLATION)
+            text = "the task sent an output that it did not declare"
+            reply = RunReply(job.run, outcome, message=text, backend="process")
+        self.counts["runs"] += 1
+        if outcome:
+            self.counts["failures"] += 1
+            self.outcomes[outcome] += 1
+        self.done.append((job.future, reply))
+
+    def _loaded(self, slot: Slot, reply: RunReply) -> None:
+        """The first word of a worker: it has loaded the task, or why it could not."""
+        if reply.outcome == 0:
+            slot.ready = True
+            slot.base_kb = reply.peak_kb
+            return
+        slot.retiring = True
+        for job in slot.jobs:
+            self.answer(job, reply.outcome, reply.message)
+        self._empty(slot)
+        self._fail_queue(slot.lane, reply.outcome, reply.message)
+        self._retire(slot)
+
+    def _after_replies(self, slot: Slot) -> None:
+        """Put the clock on the next run, write what was collected, replace who is used up."""
+        if slot.phase == 1:
+            slot.phase = 0
+        left = self._config.recycle_after - slot.runs
+        if left <= 0:
+            slot.retiring = True
+        elif left <= _SUCCESSOR_BEFORE and not slot.succeeded and slot in slot.lane.slots:
+            slot.succeeded = True
+            self._launch(slot.lane)
+        if slot.jobs:
+            slot.deadline = time.monotonic() + slot.jobs[0].deadline_s
+            slot.extended = False
+            if slot.unsent and not slot.flush():
+                self._block(slot)
+        else:
+            self._empty(slot)
+            slot.used = time.monotonic()
+        if slot.retiring:
+            self._retire(slot)
+
+    def _empty(self, slot: Slot) -> None:
+        """A worker has nothing to do any more."""
+        slot.jobs.clear()
+        slot.unsent = 0
+        if slot.busy:
+            slot.busy = False
+            self._busy -= 1
+
+    # -- ends ----------------------------------------------------------------------------------
+
+    def _lose(self, slot: Slot) -> None:
+        """A worker's socket has closed; how it ended comes from the zygote."""
+        descriptor = slot.connection.fileno()
+        if self._by_descriptor.pop(descriptor, None) is not None:
+            self._poll.unregister(descriptor)
+        if slot in slot.lane.slots:
+            slot.lane.slots.remove(slot)
+        slot.phase = 3
+        slot.deadline = time.monotonic() + _END
+
+    def _drain(self, slot: Slot) -> None:
+        """Read what a worker wrote before it ended."""
+        while slot.connection.fileno() in self._by_descriptor:
+            before = slot.runs, len(slot.incoming), slot.ready
+            self._serve(slot)
+            if before == (slot.runs, len(slot.incoming), slot.ready):
+                return
+
+    def check_deadlines(self, now: float) -> None:
+        """Stop what is late: ask first, kill then."""
+        for slot in list(self._slots.values()):
+            if not (slot.jobs or slot.phase) or now < slot.deadline:
+                continue
+            if slot.phase >= 2:  # no word of its end: do not wait for it any longer
+                self._bury(slot, None)
+            elif not slot.ready:
+                self._kill(slot, now, "loading the task took longer than its deadline")
+            elif slot.phase == 1:
+                self._kill(slot, now, "the run took longer than its deadline, and was killed")
+            elif slot.ended_runs() and not slot.extended:
+                # Replies are on their way; the run that is on now began later. Once only: a
+                # task that tampers with the counter gains one deadline.
+                slot.extended = True
+                slot.deadline = now + slot.jobs[0].deadline_s
+            else:
+                slot.phase = 1
+                slot.deadline = now + self._config.grace_ms / 1000
+                slot.signal(signal.SIGALRM)
+
+    def _kill(self, slot: Slot, now: float, why: str) -> None:
+        self.counts["killed"] += 1
+        slot.deadline = now + _END
+        slot.kill((ErrorCode.DEADLINE, why))
+
+    def _bury(self, slot: Slot, status: int | None) -> None:
+        """Answer the run that a dead worker was on, and give the others to a successor."""
+        if self._slots.pop(slot.number, None) is None:
+            return
+        self._lose(slot)
+        self.counts["ended"] += 1
+        lane, jobs = slot.lane, list(slot.jobs)
+        ended = 0 if slot.garbled else slot.ended_runs()
+        self._empty(slot)
+        slot.close()
+        if not jobs:
+            return
+        if slot.killed_for is None and (status == LEAVING or (slot.retiring and status == 0)):
+            again, victim = jobs, None
+        elif slot.ready:
+            # Replies of ended runs were lost with it: they run again, and do the same.
+            again = [*jobs[:ended], *jobs[ended + 1 :]]
+            victim = jobs[ended] if ended < len(jobs) else None
+        else:
+            again, victim = [], jobs[0]
+        outcome, message = slot.killed_for or _cause(status)
+        if victim is not None:
+            self.answer(victim, outcome, message)
+        if not slot.ready and victim is not None:
+            for job in jobs[1:]:
+                self.answer(job, outcome, message)
+            self._fail_queue(lane, outcome, message)
+        self._give_back(lane, again)
+
+    def _give_back(self, lane: Lane, jobs: list[Job]) -> None:
+        for job in reversed(jobs):
+            job.attempts += 1
+            if job.attempts >= _MOST_ATTEMPTS:
+                text = f"{job.attempts} workers ended before they came to this run"
+                self.answer(job, ErrorCode.VM_CRASHED, text)
+            else:
+                self.counts["rerun"] += 1
+                lane.queue.appendleft(job)
+        if lane.queue:
+            self.hungry[id(lane)] = lane
+
+    def _fail_queue(self, lane: Lane, outcome: int, message: str) -> None:
+        while lane.queue:
+            self.answer(lane.queue.popleft(), outcome, message)
+        self.hungry.pop(id(lane), None)
+
+    def answer(self, job: Job, outcome: int, message: str) -> None:
+        """Finish a run without a reply of a worker."""
+        self.counts["runs"] += 1
+        self.counts["failures"] += 1
+        self.outcomes[int(outcome)] += 1
+        reply = RunReply(job.run, int(outcome), message=message, backend="process")
+        self.done.append((job.future, reply))
+
+    def next_look(self) -> float:
+        """Return the steady time of the next deadline; infinity if nobody is at work."""
+        times = [slot.deadline for slot in self._slots.values() if slot.jobs or slot.phase]
+        return min(times, default=float("inf"))
+
+    def take_all(self) -> list[Job]:
+        """Return every run that has no reply yet (the pool closes)."""
+        jobs = [job for slot in self._slots.values() for job in slot.jobs]
+        return jobs + [job for lane in self._lanes.values() for job in lane.queue]
+
+    def end(self) -> None:
+        """Kill every worker and the zygote."""
+        for slot in self._slots.values():
+            slot.signal(signal.SIGKILL)
+        self._zygote.close(5.0)
+        for slot in self._slots.values():
+            slot.close()
+        self._slots.clear()
+
+    def stats(self) -> dict[str, Any]:
+        """Return counts, outcomes and what every worker and queue is doing."""
+        counts = ("runs", "failures", "started", "ended", "killed", "refused", "rerun")
+        return {
+            **{name: self.counts[name] for name in (*counts, "undeclared", "zygotes")},
+            "outcomes": dict(self.outcomes),
+            "workers": len(self._slots),
+            "busy": self._busy,
+            "waiting": sum(len(lane.queue) for lane in self._lanes.values()),
+            "tasks": [lane.describe() for lane in self._lanes.values()],
+            "pids": [slot.pid for slot in self._slots.values() if slot.pid],
+        }
+
+
+def _is_declared(reply: RunReply, code: TaskCode) -> bool:
+    declared = code.outputs
+    return all(entry[0] in declared for entry in reply.emits) and all(
+        entry[0] in declared for entry in reply.features
+    )
+
+
+def _cause(status: int | None) -> tuple[int, str]:
+    """Return outcome and message for the exit status of a worker that died on a run."""
+    if status in {NO_MEMORY, -signal.SIGKILL}:
+        return ErrorCode.MEMORY, "the worker ran out of memory or was killed by the system"
+    if status == SANDBOX_REFUSED:
+        return ErrorCode.SANDBOX_VIOLATION, "the sandbox could not be entered"
+    if status == -signal.SIGSYS:
+        return ErrorCode.SANDBOX_VIOLATION, "the task made a system call that is forbidden"
+    if status is not None and status < 0:
+        return ErrorCode.VM_CRASHED, f"the worker died of {signal.Signals(-status).name}"
+    if status is None:
+        return ErrorCode.VM_CRASHED, "the worker ended, nobody knows how"
+    return ErrorCode.VM_CRASHED, f"the worker ended itself with status {status}"
