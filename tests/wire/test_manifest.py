@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from shoal.core.errors import InputError, LimitError, NotFoundError
 from shoal.wire.manifest import (
+    ResourceSpec,
     TaskManifest,
     check_member_path,
     check_task_name,
@@ -218,6 +219,28 @@ def test_limits_of_size_and_depth() -> None:
         decode_manifest(json.dumps(raw).encode())
     with pytest.raises(InputError):
         decode_manifest(b"[" * 100_000)
+
+
+def test_limit_of_text(tmp_path: Path) -> None:
+    assert read_task_toml(toml(tmp_path, f'task = "a"\nlabel = "{"x" * 1024}"'))
+    with pytest.raises(LimitError, match="label"):
+        read_task_toml(toml(tmp_path, f'task = "a"\nlabel = "{"x" * 1025}"'))
+    with pytest.raises(LimitError, match=r"requires\.engines"):
+        read_task_toml(toml(tmp_path, f'task = "a"\n[requires.engines]\n{"x" * 1025} = ""'))
+
+
+def test_limit_of_resources() -> None:
+    spec = ResourceSpec(name="m", path="m", sha256="0" * 64, size=2**31, separate=True)
+    good = TaskManifest(task="a", version=1, resources=[spec])
+    assert decode_manifest(encode_manifest(good)) == good
+    for changed in (
+        msgspec.structs.replace(spec, size=2**31 + 1),
+        msgspec.structs.replace(spec, separate=False),
+        msgspec.structs.replace(spec, size=-1),
+    ):
+        manifest = msgspec.structs.replace(good, resources=[changed])
+        with pytest.raises(LimitError, match=r"resources\[0\]\.size"):
+            decode_manifest(encode_manifest(manifest))
 
 
 def test_equal_manifests_have_equal_bytes() -> None:

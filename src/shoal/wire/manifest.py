@@ -99,6 +99,7 @@ def read_task_toml(path: str | Path) -> TaskManifest:
     for name in ("version", "provenance", "schema"):
         if name in data:
             raise InputError("is filled in by building, not by hand", field=name, source=file.name)
+    _check_shape(data, DEFAULT_LIMITS, file.name)
     manifest = _convert(data, source=file.name, strict=True)
     check_manifest(manifest, source=file.name)
     return manifest
@@ -115,7 +116,8 @@ def decode_manifest(data: bytes, limits: WireLimits = DEFAULT_LIMITS) -> TaskMan
     Raises
     ------
     LimitError
-        Longer than ``limits.metadata``, or nested deeper than ``limits.nesting``.
+        Longer than ``limits.metadata``, nested deeper than ``limits.nesting``, or
+        with text longer than ``limits.string``.
     InputError
         Not JSON, a wrong type, an unknown field in a manifest of our schema or
         below, or a value out of range.
@@ -129,10 +131,9 @@ def decode_manifest(data: bytes, limits: WireLimits = DEFAULT_LIMITS) -> TaskMan
         raise InputError(f"not JSON: {error}", source=source) from error
     except RecursionError as error:
         raise LimitError("nested too deep", source=source) from error
-    if _deeper_than(raw, limits.nesting):
-        raise LimitError("nested too deep", source=source, value=limits.nesting)
     if not isinstance(raw, dict):
         raise InputError("expected an object", source=source)
+    _check_shape(raw, limits, source)
     schema = raw.get("schema", 0)
     if not isinstance(schema, int) or schema < 1:
         raise InputError("expected an integer of at least 1", field="schema", value=schema)
@@ -141,14 +142,25 @@ def decode_manifest(data: bytes, limits: WireLimits = DEFAULT_LIMITS) -> TaskMan
     return manifest
 
 
-def _deeper_than(value: Any, depth: int) -> bool:
-    if depth < 0:
-        return True
-    if isinstance(value, dict):
-        return any(_deeper_than(item, depth - 1) for item in value.values())
-    if isinstance(value, list):
-        return any(_deeper_than(item, depth - 1) for item in value)
-    return False
+def _check_shape(raw: dict[str, Any], limits: WireLimits, source: str) -> None:
+    """Refuse what is nested too deep or has overlong text, whatever the schema says."""
+    waiting: list[tuple[Any, str, int]] = [(raw, "", 0)]
+    while waiting:
+        value, place, depth = waiting.pop()
+        if depth > limits.nesting:
+            raise LimitError(
+                "nested too deep", field=place[:80], source=source, value=limits.nesting
+            )
+        if isinstance(value, str) and len(value) > limits.string:
+            raise LimitError(
+                f"longer than {limits.string} characters", field=place, source=source, value=value
+            )
+        if isinstance(value, dict):
+            for name, item in value.items():
+                waiting.append((name, f"{place}.<name>".lstrip("."), depth))
+                waiting.append((item, f"{place}.{name}".lstrip("."), depth + 1))
+        elif isinstance(value, list):
+            waiting += [(item, f"{place}[{at}]", depth + 1) for at, item in enumerate(value)]
 
 
 def _convert(data: dict[str, Any], *, source: str, strict: bool) -> TaskManifest:
