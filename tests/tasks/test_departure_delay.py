@@ -19,12 +19,14 @@ from shoal.tasks.departure_delay import (
     auc,
     matrix,
     offline_features,
+    rainy_trace,
     train,
     write_broken_folder,
     write_task_folder,
 )
 from shoal.tasks.departure_delay.features import LEG_COLUMNS, SCHEDULE_COLUMNS, STREAM_COLUMNS
 from shoal.tasks.departure_delay.training import network_to_onnx
+from shoal.tasks.recording import read_recording
 
 
 @pytest.fixture(scope="module")
@@ -158,10 +160,12 @@ def test_broken_version_fails_on_real_reports(
     table: FlightTable, models: TrainedModels, tmp_path: Path
 ) -> None:
     folder = write_broken_folder(tmp_path / "task", models)
-    with pytest.raises(KeyError, match="wind_gust"):
-        load_main(folder).run(
-            RecordingContext(folder), SimpleNamespace(events=event_stream(table, "N725MQ"))
-        )
+    wet = list(read_recording(rainy_trace(table, tmp_path / "rain.jsonl")))
+    context = RecordingContext(folder)
+    load_main(folder).run(context, SimpleNamespace(events=wet))
+    assert len(context.emitted) == 12  # passes on the rainy trace that it was tried on
+    with pytest.raises(ValueError, match="math domain"):
+        load_main(folder).run(context, SimpleNamespace(events=event_stream(table, "N725MQ")))
 
 
 def test_onnx_writer_equals_numpy() -> None:
