@@ -52,16 +52,19 @@ class Slot:
         Given to the worker and not answered, in order.
     unsent : int
         How many of them are still in ``outgoing``.
+    quota : int
+        Runs that it may still be given before it is replaced.
     deadline : float
         Steady time at which something must have happened while ``jobs`` is not empty.
     phase : int
         0 in time, 1 asked to stop, 2 killed, 3 gone (its socket has closed).
     """
 
-    def __init__(self, number: int, lane: Lane, load: bytes, scratch: Path) -> None:
+    def __init__(self, number: int, lane: Lane, load: bytes, scratch: Path, quota: int) -> None:
         self.number = number
         self.lane = lane
         self.scratch = scratch
+        self.quota = quota
         self.connection, self.theirs = socket.socketpair()
         self.connection.setblocking(False)
         self.counter_fd = os.memfd_create("shoal-runs", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -91,6 +94,7 @@ class Slot:
     def add(self, job: Job) -> bool:
         """Give a run to the worker; say whether the orders should be written now."""
         self.jobs.append(job)
+        self.quota -= 1
         self.outgoing += job.frame
         self.unsent += 1
         return self.unsent >= _COLLECT or len(self.jobs) - self.unsent <= 1

@@ -91,6 +91,7 @@ class Workforce:
         self._config = config
         self._level = sandbox_level
         self._resident = max(config.resident, config.size)
+        self._successor_before = min(_SUCCESSOR_BEFORE, config.recycle_after // 4)
         self._scratch = scratch
         self._poll = poll
         self._wake = wake
@@ -157,13 +158,14 @@ class Workforce:
                 now = slot.add(job) or now
             if now and not slot.flush():
                 self._block(slot)
+            if slot.quota <= 0:
+                self._retire(slot)
         self.hungry.pop(id(lane), None)
 
     def _room(self, lane: Lane, slot: Slot) -> int:
         """Return how many runs to hand a chosen worker: its share of the queue at most."""
         share = -(-len(lane.queue) // max(1, min(len(lane.slots), self._config.size)))
-        limit = min(lane.depth(), self._config.recycle_after - slot.runs) - len(slot.jobs)
-        return max(1, min(share, limit))
+        return max(1, min(share, slot.quota, lane.depth() - len(slot.jobs)))
 
     def _choose(self, lane: Lane) -> Slot | None:
         """Return the worker for the next run of a lane: an idle one, a new one, or one to fill."""
@@ -211,7 +213,8 @@ class Workforce:
             sandbox_level=self._level,
             scratch=str(scratch),
         )
-        slot = Slot(self._numbers, lane, frame(order), scratch)
+        quota = self._config.recycle_after
+        slot = Slot(self._numbers, lane, frame(order), scratch, quota)
         handed = self._zygote.fork(slot.number, order.engine, slot.theirs.fileno(), slot.counter_fd)
         if not handed:  # the zygote has died; the pump starts another and feeds again
             slot.close()
@@ -372,10 +375,7 @@ class Workforce:
         """Put the clock on the next run, write what was collected, replace who is used up."""
         if slot.phase == 1:
             slot.phase = 0
-        left = self._config.recycle_after - slot.runs
-        if left <= 0:
-            slot.retiring = True
-        elif left <= _SUCCESSOR_BEFORE and not slot.succeeded and slot in slot.lane.slots:
+        if slot.quota <= self._successor_before and not (slot.succeeded or slot.retiring):
             slot.succeeded = True
             self._launch(slot.lane)
         if slot.jobs:
@@ -470,11 +470,12 @@ class Workforce:
             for job in jobs[1:]:
                 self.answer(job, outcome, message)
             self._fail_queue(lane, outcome, message)
-        self._give_back(lane, again)
+        self._give_back(lane, again, fruitless=victim is None and slot.runs == 0)
 
-    def _give_back(self, lane: Lane, jobs: list[Job]) -> None:
+    def _give_back(self, lane: Lane, jobs: list[Job], *, fruitless: bool) -> None:
+        """Put runs first in the queue again; those that only ever end workers are given up."""
         for job in reversed(jobs):
-            job.attempts += 1
+            job.attempts += fruitless
             if job.attempts >= _MOST_ATTEMPTS:
                 text = f"{job.attempts} workers ended before they came to this run"
                 self.answer(job, ErrorCode.VM_CRASHED, text)
