@@ -451,6 +451,8 @@ class Workforce:
         self.counts["ended"] += 1
         lane, jobs = slot.lane, list(slot.jobs)
         ended = 0 if slot.garbled else slot.ended_runs()
+        if slot.killed_for is not None:  # somebody was late, whatever the counter says
+            ended = min(ended, max(len(jobs) - 1, 0))
         self._empty(slot)
         slot.close()
         if not jobs:
