@@ -112,3 +112,55 @@ def test_large_files_travel_beside_the_package(shoal, tmp_path):
     assert separate["size"] == 2000
     assert (tmp_path / separate["path"]).read_bytes() == b"\x08\x07" * 1000
     assert built["size"] < 5000
+
+
+@pytest.fixture
+def task(shoal):
+    assert shoal("task", "init", "interest").exit_code == 0
+    return shoal
+
+
+def test_the_template_passes_its_own_test(task):
+    result = task("task", "test", "interest")
+    assert result.exit_code == 0, result.output
+    assert "7 events, 2 runs, 2 results as expected" in result.output
+
+
+def test_a_change_of_results_is_shown_and_fails(task, tmp_path):
+    main = tmp_path / "interest/main.py"
+    main.write_text(main.read_text().replace("1_000_000", "1_000"))
+    result = task("task", "test", "interest")
+    assert result.exit_code == 1
+    assert '- {"visit": {"clicks": 2, "dwell_s": 21.5' in result.output
+    assert '+ {"visit": {"clicks": 2, "dwell_s": 21500.0' in result.output
+    assert "--update" in result.stderr
+    assert task("task", "test", "interest", "--update").exit_code == 0
+    assert task("task", "test", "interest").exit_code == 0
+
+
+def test_a_failing_run_fails_the_test(task, tmp_path):
+    main = tmp_path / "interest/main.py"
+    main.write_text(main.read_text().replace("1_000_000", "0"))
+    result = task("task", "test", "interest", "--json")
+    assert result.exit_code == 1
+    assert "ZeroDivisionError" in json.loads(result.stderr)["message"]
+    assert json.loads(result.stdout)["runs"][0]["outcome"] == "exception"
+    # --update must not turn a failure into an expectation that passes
+    assert task("task", "test", "interest", "--update").exit_code == 1
+
+
+def test_what_is_expected_must_be_there_and_be_json(task, tmp_path):
+    expected = tmp_path / "interest/tests/expected.jsonl"
+    expected.write_text("{}\nnot json\n")
+    result = task("task", "test", "interest")
+    assert (result.exit_code, "row 2" in result.stderr) == (2, True)
+    expected.unlink()
+    result = task("task", "test", "interest")
+    assert (result.exit_code, "--update" in result.stderr) == (4, True)
+
+
+def test_another_recording(task, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    result = task("task", "test", "interest", "--events", "empty.jsonl", "--json")
+    assert result.exit_code == 1
+    assert len(json.loads(result.stdout)["differences"]) == 2

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import json
 import shutil
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from shoal.cli import release, versions
 from shoal.cli.output import Output, json_option
-from shoal.core.errors import ConflictError
+from shoal.core.errors import ConflictError, InputError, NotFoundError, ShoalError
 
 __all__ = ["task"]
 
@@ -117,6 +121,115 @@ def build(out: Output, folder: Path, version: int, into: Path) -> None:
         out.line(f"{place}  {item.size:,} bytes  separate: {item.name}")
     for warning in built.warnings:
         out.line(f"warning: {warning}")
+
+
+@task.command(name="test")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--events",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Recording to play; tests/events.jsonl of the folder by default.",
+)
+@click.option(
+    "--expected",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Results that must come out; tests/expected.jsonl of the folder by default.",
+)
+@click.option("--update", is_flag=True, help="Write what came out as what must come out.")
+@click.option(
+    "--inline", is_flag=True, help="Run in this process, for a debugger; nothing is isolated."
+)
+@json_option
+def run_test(
+    out: Output,
+    *,
+    folder: Path,
+    events: Path | None,
+    expected: Path | None,
+    update: bool,
+    inline: bool,
+) -> None:
+    """Play a recording to the task FOLDER and compare what it emits.
+
+    The device's own event log, triggers and worker processes are used. Fails
+    if a run fails, or if the results are not the expected ones.
+    """
+    from shoal.tasks.playback import play_task
+    from shoal.tasks.recording import read_recording
+
+    recording = events if events is not None else folder / "tests" / "events.jsonl"
+    wanted = expected if expected is not None else folder / "tests" / "expected.jsonl"
+    played = play_task(folder, read_recording(recording), backend="inline" if inline else "auto")
+    if update and not played.failures:
+        _write_results(wanted, played.emitted)
+    differences = _differences(wanted, played.emitted)
+    out.value({**dataclasses.asdict(played), "differences": differences})
+    for number, run in enumerate(played.runs, start=1):
+        out.line(f"run {number}: {run.outcome}, {run.wall_us / 1000:.2f} ms")
+        for name, value in run.emits:
+            out.line(f"  {name}: {json.dumps(value, ensure_ascii=False)}")
+        for name, key, value in run.features:
+            out.line(f"  feature {name}[{key}]: {json.dumps(value, ensure_ascii=False)}")
+        for line in run.log:
+            out.line(f"  log: {line}")
+        if run.message:
+            out.line(f"  {run.message}")
+    if played.stopped:
+        out.line("it failed too often and was not run on the rest")
+    for reason, count in played.dropped.items():
+        out.line(f"warning: {count} outputs would not leave the device: {reason}")
+    for warning in played.warnings:
+        out.line(f"warning: {warning}")
+    for difference in differences:
+        out.line(difference)
+    if played.failures:
+        first = played.failures[0]
+        raise ShoalError(
+            f"{len(played.failures)} of {len(played.runs)} runs failed: {first.outcome}"
+            + (f" ({first.message})" if first.message else "")
+        )
+    if differences:
+        raise ShoalError(
+            f"what came out is not what {wanted} expects",
+            hint="if the new results are right, write them with --update",
+        )
+    count = len(played.emitted)
+    out.line(f"{played.events} events, {len(played.runs)} runs, {count} results as expected")
+
+
+def _write_results(path: Path, results: list[dict[str, Any]]) -> None:
+    from shoal.core.files import write_text
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "".join(f"{json.dumps(one, ensure_ascii=False)}\n" for one in results))
+
+
+def _differences(path: Path, results: list[dict[str, Any]]) -> list[str]:
+    """Say line by line how the results differ from an expectation, as a diff does."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise NotFoundError(
+            f"nothing is expected: {path} does not exist",
+            hint="write it from what comes out with --update",
+        ) from None
+    wanted = []
+    for row, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                wanted.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise InputError(f"not JSON: {error}", row=row, source=path.name) from error
+    if wanted == results:
+        return []
+    return [
+        line
+        for line in difflib.ndiff(
+            [json.dumps(one, ensure_ascii=False, sort_keys=True) for one in wanted],
+            [json.dumps(one, ensure_ascii=False, sort_keys=True) for one in results],
+        )
+        if line[0] in "+-"
+    ]
 
 
 for _command in (*versions.COMMANDS, *release.COMMANDS):
