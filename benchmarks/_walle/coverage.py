@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 #: Fleet of the quick run; the full run has a million devices.
-QUICK_DEVICES = 200_000
+QUICK_DEVICES = 100_000
 FULL_DEVICES = 1_000_000
 
 
@@ -28,7 +28,7 @@ def run(quick: bool, seed: int, *, save: Path | None = None) -> dict[str, Any]:
     Parameters
     ----------
     quick : bool
-        200,000 devices instead of a million.
+        100,000 devices instead of a million.
     seed : int
         Seed of the fleet.
     save : Path, optional
@@ -56,7 +56,8 @@ def run(quick: bool, seed: int, *, save: Path | None = None) -> dict[str, Any]:
         outcome_after_s=300,
         guardrails=(Guardrail(name="failure", limit=0.01),),
     )
-    faulty = config.model_copy(update={"failure_rate": {"*": 0.05}, "horizon_s": 7_200.0})
+    changes = {"failure_rate": {"*": 0.05}, "horizon_s": 1_800.0 if quick else 7_200.0}
+    faulty = config.model_copy(update=changes)
     steps = FleetSimulation(faulty, seed).run(policy)
     if save is not None:
         full.save(save / "full")

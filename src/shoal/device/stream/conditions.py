@@ -1,9 +1,7 @@
-"""Conditions on an event's content, compiled to closures and grouped by field.
+"""Conditions on an event's content, compiled to closures.
 
 Walle sheet B.2: a conjunction of plain (field, operator, value) tuples; there
-is no expression parser on the device. However many conditions ask one field,
-its value is looked up once per event: :class:`FieldCodes` maps a value to the
-number of the set of conditions that it meets.
+is no expression parser on the device.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ __all__ = [
     "MISSING",
     "OPERATORS",
     "Check",
-    "FieldCodes",
+    "Test",
     "compile_condition",
     "compile_test",
     "condition_key",
@@ -35,9 +33,6 @@ Test = Callable[[Any], bool]
 
 #: Stands for the value of a field that is not there.
 MISSING: Any = object()
-
-# Values of one field that are remembered; the others are tested anew each time.
-_MAX_VALUES = 4096
 
 _ORDER: dict[str, Callable[[Any, Any], Any]] = {
     "<": operator.lt,
@@ -115,44 +110,3 @@ def compile_condition(field: str, op: str, value: Any) -> Check:
 def condition_key(field: str, op: str, value: Any) -> bytes:
     """Return bytes that are equal for equal conditions (for sharing trie nodes)."""
     return msgspec.json.encode([field, op, value], order="deterministic")
-
-
-class FieldCodes(dict[Any, int]):
-    """Maps a field's value to the number of the set of conditions that it meets.
-
-    A dictionary of the values seen so far (4,096 at most), so that a value seen
-    before costs one look-up, however many conditions there are.
-
-    Parameters
-    ----------
-    tests : dict
-        Condition number to its test.
-
-    Attributes
-    ----------
-    met : list of frozenset
-        By code: the numbers of the conditions that hold.
-    """
-
-    __slots__ = ("_codes", "_tests", "met")
-
-    def __init__(self, tests: Mapping[int, Test]) -> None:
-        super().__init__()
-        self._tests = list(tests.items())
-        self._codes: dict[frozenset[int], int] = {}
-        self.met: list[frozenset[int]] = []
-
-    def code(self, value: Any) -> int:
-        """Return the code of ``value`` without remembering the value."""
-        met = frozenset(number for number, test in self._tests if test(value))
-        code = self._codes.get(met)
-        if code is None:
-            code = self._codes[met] = len(self.met)
-            self.met.append(met)
-        return code
-
-    def __missing__(self, value: Any) -> int:
-        code = self.code(value)
-        if len(self) < _MAX_VALUES:
-            self[value] = code
-        return code

@@ -3,7 +3,7 @@
 Events of one kind and page that meet the same conditions are alike to the
 engine: they form one :class:`EventClass`. A :class:`Plan` holds what one (kind,
 page) needs, and finds an event's class by one look-up for each field that any
-condition on such events asks for.
+condition on such events asks for, however many conditions there are.
 """
 
 from __future__ import annotations
@@ -11,26 +11,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from shoal.device.stream.conditions import FieldCodes, compile_test, condition_key, find
+from shoal.device.stream.conditions import Test, compile_test, condition_key, find
 from shoal.device.stream.patterns import End, Reset
-from shoal.device.stream.trie import Node, NodeSet, NodeSets, takes
+from shoal.device.stream.trie import NEVER, Node, NodeSet, NodeSets, takes
 
-__all__ = ["EventClass", "Group", "Plan", "Tries"]
+__all__ = ["EventClass", "Plan", "Tries"]
 
 _Pattern = tuple[int | None, str | None]
 
-
-class Group:
-    """Relaxed nodes of one (kind, page) pattern without conditions.
-
-    ``waiting`` are those whose parent has been reached since they last were:
-    the others have nothing to gain from an event.
-    """
-
-    __slots__ = ("waiting",)
-
-    def __init__(self) -> None:
-        self.waiting: dict[Node, None] = {}
+# Field values that one plan remembers; others are tested anew each time.
+_MAX_VALUES = 16_384
+_NONE: frozenset[int] = frozenset()
+_SWEEP_US = 120_000_000
 
 
 class EventClass:
@@ -40,30 +32,93 @@ class EventClass:
     ----------
     met : frozenset of int
         The conditions that hold.
-    roots : NodeSet
-        Strict nodes at depth 1 that such an event reaches.
-    firsts, later : list of Node
-        Relaxed nodes at depth 1, and deeper ones with conditions, that it reaches.
-    idle : bool
-        Nothing to do but to move on in the strict trie.
+    live : list of NodeSet
+        The strict nodes at depth 1 that such an event reaches and that go on: those
+        without conditions, the same for the whole plan, and those with.
+    ends : tuple of End
+        The strict sequences of one step that it completes.
+    firsts : list of Node
+        Relaxed nodes at depth 1 that it reaches.
+    later : list of (Node, Node)
+        Deeper relaxed nodes with conditions, each with its parent.
+    quiet : bool
+        It completes nothing by itself, ends no match and no waiting.
     """
 
-    __slots__ = ("firsts", "idle", "later", "met", "plan", "roots")
+    __slots__ = ("ends", "firsts", "later", "live", "met", "plan", "quiet")
 
     def __init__(self, plan: Plan, met: frozenset[int]) -> None:
         self.plan = plan
         self.met = met
-        self.roots: NodeSet = plan.sets.get(tuple(sorted(plan.roots.met(met), key=_number)))
+        plain, guarded = plan.roots.met_apart(met)
+        roots = [plan.sets.get(tuple(sorted(nodes, key=_number))) for nodes in (plain, guarded)]
+        self.live: list[NodeSet] = [one.live for one in roots if one.live is not None]
+        self.ends = roots[0].ends + roots[1].ends
         self.firsts = plan.firsts.met(met)
-        self.later = plan.later.met(met)
-        self.idle = not (
-            self.roots.ends
-            or self.firsts
-            or self.later
-            or plan.groups
-            or plan.resets
-            or plan.cancels
-        )
+        self.later = [(node, node.parent) for node in plan.later.met(met) if node.parent]
+        self.quiet = not (self.ends or plan.resets or plan.cancels)
+
+
+class _Field:
+    """The conditions on one field: those on single values in an index, the others in a list."""
+
+    __slots__ = ("_index", "_others", "name")
+
+    def __init__(self, name: str, conditions: Mapping[int, tuple[str, Any]]) -> None:
+        self.name = name
+        index: dict[Any, set[int]] = {}
+        self._others: list[tuple[int, Test]] = []
+        for number, (op, value) in conditions.items():
+            wanted = [value] if op == "==" else value if op == "in" else None
+            if wanted is None or any(isinstance(one, list | tuple | dict) for one in wanted):
+                self._others.append((number, compile_test(op, value)))
+            else:
+                for one in wanted:
+                    index.setdefault(one, set()).add(number)
+        self._index = {value: frozenset(numbers) for value, numbers in index.items()}
+
+    def met(self, value: Any) -> frozenset[int]:
+        """Return the numbers of the conditions that ``value`` meets."""
+        try:
+            met = self._index.get(value, _NONE)
+        except TypeError:  # a list or a map equals no single value
+            met = _NONE
+        if not self._others:
+            return met
+        return met.union([number for number, test in self._others if test(value)])
+
+
+class FieldTable(dict[Any, Any]):
+    """Maps a field's value to the next field's table, or from the last field to the class.
+
+    A dictionary of the values seen so far: a value seen before costs one
+    look-up. Values that meet the same conditions share what they lead to.
+    """
+
+    __slots__ = ("_level", "_met", "_plan", "_under")
+
+    def __init__(self, plan: Plan, level: int, met: frozenset[int]) -> None:
+        super().__init__()
+        self._plan = plan
+        self._level = level
+        self._met = met
+        self._under: dict[frozenset[int], FieldTable | EventClass] = {}
+
+    def look(self, value: Any) -> FieldTable | EventClass:
+        """Return what ``value`` leads to, without remembering the value."""
+        met = self._plan.fields[self._level].met(value)
+        found = self._under.get(met)
+        if found is None:
+            found = self._under[met] = self._plan.below(self._level + 1, self._met | met)
+        return found
+
+    def __missing__(self, value: Any) -> FieldTable | EventClass:
+        found = self.look(value)
+        plan = self._plan
+        if plan.remembered < _MAX_VALUES:
+            plan.remembered += 1
+            self[value] = found
+        return found
 
 
 def _number(node: Node) -> int:
@@ -83,12 +138,17 @@ class _ByCondition:
             else:
                 self._plain.append(node)
 
-    def met(self, met: frozenset[int]) -> list[Node]:
-        """Return the nodes all of whose conditions are among ``met``."""
-        found = list(self._plain)
+    def met_apart(self, met: frozenset[int]) -> tuple[list[Node], list[Node]]:
+        """Return the nodes without conditions, and those all of whose conditions hold."""
+        found: list[Node] = []
         for number in met:
             found += [n for n in self._under.get(number, ()) if n.conditions <= met]
-        return found
+        return self._plain, found
+
+    def met(self, met: frozenset[int]) -> list[Node]:
+        """Return both together."""
+        plain, found = self.met_apart(met)
+        return plain + found
 
 
 class Tries:
@@ -134,10 +194,7 @@ class Tries:
                 for key in node.step.keys:
                     self.conditions.setdefault(key, len(self.conditions))
             trie.finish(self.conditions)
-        self.groups: dict[_Pattern, Group] = {}
-        for node in self.relaxed.walk():
-            if node.depth > 1 and not node.conditions:
-                self.groups.setdefault((node.step.kind, node.step.page), Group())
+        self._patient = [n for n in self.relaxed.walk() if n.depth > 1 and not n.conditions]
         self._plans: dict[_Pattern, Plan] = {}
 
     def plan(self, kind: int, page: str) -> Plan:
@@ -149,33 +206,24 @@ class Tries:
             plan = self._plans[alike] = Plan(len(self._plans), alike, self)
         return plan
 
-    def wake(self, nodes: Iterable[Node]) -> None:
-        """Let relaxed nodes without conditions wait for their event."""
-        for node in nodes:
-            if not node.waiting:
-                node.waiting = True
-                self.groups[node.step.kind, node.step.page].waiting[node] = None
-
     def starts(self) -> list[tuple[bytes, int, int]]:
         """Return (path, number of first event, its time) of every live relaxed node."""
-        return [(n.path, n.seq, n.at_us) for n in self.relaxed.walk() if n.seq >= self.floor]
+        return [(n.path, *n.start) for n in self.relaxed.walk() if n.start[0] >= self.floor]
 
     def begin_with(self, starts: Iterable[tuple[bytes, int, int]]) -> None:
         """Make the relaxed nodes live that :meth:`starts` (of other tries) tells of."""
         at = {path: (seq, at_us) for path, seq, at_us in starts}
         for node in self.relaxed.walk():
-            node.seq, node.at_us = at.get(node.path, (-1, 0))
-        for node in self.relaxed.walk():
-            if node.seq >= 0:
-                self.wake(node.plain)
+            node.start = at.get(node.path, NEVER)
+            if node.start is not NEVER:
+                node.wake()
 
     def forget(self, seq: int) -> None:
         """Drop every partial match; only what starts from event ``seq`` on counts."""
         self.floor = seq
-        for group in self.groups.values():
-            for node in group.waiting:
-                node.waiting = False
-            group.waiting.clear()
+        for node in self._patient:
+            if node.waiting:
+                node.sleep()
         for end in self.remembering:
             end.forget()
 
@@ -194,8 +242,8 @@ class Plan:
     """
 
     __slots__ = (
-        "cancels", "classes", "fields", "firsts", "groups", "kind", "later", "number", "only",
-        "page", "resets", "roots", "sets", "simple", "width",
+        "a", "b", "c", "cancels", "d", "fields", "firsts", "kind", "later", "number", "page",
+        "remembered", "resets", "roots", "sets", "sweep_us", "table", "waiting", "width",
     )  # fmt: skip
 
     def __init__(self, number: int, at: _Pattern, tries: Tries) -> None:
@@ -203,50 +251,65 @@ class Plan:
         self.kind, self.page = at
         strict = [node for node in tries.strict.walk() if node.takes(*at)]
         relaxed = [node for node in tries.relaxed.walk() if node.takes(*at)]
-        tests: dict[str, dict[int, Any]] = {}
+        asked: dict[str, dict[int, tuple[str, Any]]] = {}
         rare: dict[int, int] = {}
+        ordered: set[str] = set()
         for node in (*strict, *relaxed):
             for field, op, value in node.step.conditions:
                 which = tries.conditions[condition_key(field, op, value)]
-                tests.setdefault(field, {})[which] = compile_test(op, value)
+                asked.setdefault(field, {})[which] = (op, value)
                 rare[which] = ("==", "in").index(op) if op in ("==", "in") else 2
-        self.fields = tuple((field, FieldCodes(held)) for field, held in sorted(tests.items()))
-        self.width = len(self.fields)
-        #: Whether every field is found by one look-up in the content.
-        self.simple = self.width <= 4 and not any("." in field for field, _ in self.fields)
+                if op not in ("==", "in"):
+                    ordered.add(field)
+        # Fields with many values but few outcomes first: that keeps the tables below few.
+        names = sorted(asked, key=lambda name: (name not in ordered, -len(asked[name]), name))
+        self.fields = [_Field(name, asked[name]) for name in names]
+        #: How many fields to look up; -1: by :meth:`look`, which always works.
+        self.width = len(names)
+        if self.width > 4 or any("." in name for name in names):
+            self.width = -1
+        self.a, self.b, self.c, self.d = (names + [""] * 4)[:4]
+        self.remembered = 0
         self.roots = _ByCondition((n for n in strict if n.depth == 1), rare)
         self.firsts = _ByCondition((n for n in relaxed if n.depth == 1), rare)
         self.later = _ByCondition((n for n in relaxed if n.depth > 1 and n.conditions), rare)
-        self.groups = [group for pattern, group in tries.groups.items() if takes(pattern, *at)]
+        #: Live relaxed nodes without conditions, with their parents.
+        self.waiting: dict[Node, Node] = {}
+        #: When to look for those that have become too old.
+        self.sweep_us = 0
+        for node in relaxed:
+            if node.depth > 1 and not node.conditions and node.parent is not None:
+                node.homes.append(self.waiting)
+                if node.waiting:
+                    self.waiting[node] = node.parent
         self.resets = [one for pattern, one in tries.resets.items() if takes(pattern, *at)]
         self.cancels = [end for end in tries.ends if end.negated and takes(end.negated, *at)]
         self.sets = tries.sets
-        self.classes: dict[Any, EventClass] = {}
-        self.only = EventClass(self, frozenset())
+        #: Leads through the fields' values to the event's class.
+        self.table: Any = self.below(0, frozenset())
 
-    def class_of(self, content: Mapping[str, Any]) -> EventClass:
-        """Return an event's class, by the way that always works."""
-        if not self.width:
-            return self.only
-        key = self.codes(content)
-        return self.classes.get(key) or self.new_class(key)
+    def sweep(self, now: int) -> None:
+        """Let the nodes sleep whose partial matches are too old for any sequence below."""
+        for node, parent in list(self.waiting.items()):
+            if node.longest_us and now - parent.start[1] > node.longest_us:
+                node.sleep()
+        self.sweep_us = now + _SWEEP_US
 
-    def codes(self, content: Mapping[str, Any]) -> tuple[int, ...]:
-        """Return the key of an event's class, by the way that always works."""
-        found = []
-        for field, codes in self.fields:
-            value = find(content, field)
-            try:
-                found.append(codes[value])
-            except TypeError:  # a list or a map cannot be remembered
-                found.append(codes.code(value))
-        return tuple(found)
-
-    def new_class(self, key: tuple[int, ...]) -> EventClass:
-        """Make and remember the class with this key."""
-        met: frozenset[int] = frozenset().union(
-            *(codes.met[code] for (_, codes), code in zip(self.fields, key, strict=True))
-        )
+    def below(self, level: int, met: frozenset[int]) -> FieldTable | EventClass:
+        """Make what the fields before ``level`` lead to when they meet ``met``."""
         self.sets.size += 1
-        found = self.classes[key] = EventClass(self, met)
+        if level == len(self.fields):
+            return EventClass(self, met)
+        return FieldTable(self, level, met)
+
+    def look(self, content: Mapping[str, Any]) -> EventClass:
+        """Return an event's class by the way that always works."""
+        table = self.table
+        for field in self.fields:
+            value = find(content, field.name)
+            try:
+                table = table[value]
+            except TypeError:  # a list or a map cannot be remembered
+                table = table.look(value)
+        found: EventClass = table
         return found

@@ -2,11 +2,12 @@
 
 Walle sheet B.2. Sequences that begin alike share nodes. In *strict* mode the
 next event must match the next step, so the set of live nodes depends only on
-what the last few events were. Sets are built once and remembered with their
-moves (the subset construction of automata, done lazily as in Thompson's
-matcher: Ken Thompson, "Regular expression search algorithm", CACM 1968). Nodes
-at depth 1 and deeper ones are kept as two sets, since the first depends on the
-last event alone: far fewer sets arise than if they were one.
+what the last few events were. The sets that come up are few; each is built
+once and remembers what events of each (kind, page) make of it (the subset
+construction of automata, done lazily as in Thompson's matcher: Ken Thompson,
+"Regular expression search algorithm", CACM 1968). Nodes of different depth,
+and nodes reached through conditions, are kept in sets of their own: their
+combinations would be many.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
     from shoal.device.stream.patterns import End
     from shoal.device.stream.plans import EventClass, Plan
 
-__all__ = ["Node", "NodeSet", "NodeSets", "StepSpec", "takes"]
+__all__ = ["NEVER", "Move", "Node", "NodeSet", "NodeSets", "StepSpec", "takes"]
+
+#: The start of a partial match that there has not been: before every event.
+NEVER = (-1, 0)
 
 
 class StepSpec(NamedTuple):
@@ -56,17 +60,21 @@ class Node:
         Position in its trie.
     conditions : frozenset of int
         Numbers of the conditions of the step into this node.
-    seq, at_us : int
+    start : tuple of (seq, us)
         Relaxed mode: the latest start of a partial match that has reached this
-        node (number of its first event, and when); ``seq`` is -1 when none has.
+        node (number of its first event, and when).
+    homes : list of dict
+        Relaxed mode, nodes without conditions: where it waits for its event, one
+        for each plan whose events it takes.
     waiting : bool
-        Relaxed mode: whether it is among its group's waiting nodes.
+        Relaxed mode: whether it waits there.
+    awake : bool
+        Relaxed mode: whether all its children without conditions are waiting.
     """
 
     __slots__ = (
-        "_below",
-        "at_us", "children", "conditions", "depth", "ends", "longest_us", "number", "parent",
-        "path", "plain", "seq", "step", "waiting",
+        "_below", "awake", "children", "conditions", "depth", "ends", "homes", "longest_us",
+        "number", "parent", "path", "plain", "start", "step", "waiting",
     )  # fmt: skip
 
     def __init__(self, parent: Node | None, step: StepSpec) -> None:
@@ -80,9 +88,10 @@ class Node:
         self.conditions: frozenset[int] = frozenset()
         self.ends: list[End] = []
         self.number = 0
-        self.seq = -1
-        self.at_us = 0
+        self.start = NEVER
+        self.homes: list[dict[Node, Node]] = []
         self.waiting = False
+        self.awake = True
         #: Children without conditions; filled in when the trie is complete.
         self.plain: tuple[Node, ...] = ()
         #: Longest duration of any sequence through this node; 0 = no limit.
@@ -124,6 +133,24 @@ class Node:
             node.conditions = frozenset(conditions[key] for key in node.step.keys)
         for node in self.walk():
             node.plain = tuple(one for one in node.children.values() if not one.conditions)
+            node.awake = not node.plain
+
+    def wake(self) -> None:
+        """Let the children without conditions wait for their events."""
+        for child in self.plain:
+            if not child.waiting:
+                child.waiting = True
+                for home in child.homes:
+                    home[child] = self
+        self.awake = True
+
+    def sleep(self) -> None:
+        """Stop waiting; the parent's next start wakes it."""
+        self.waiting = False
+        for home in self.homes:
+            home.pop(self, None)
+        if self.parent is not None:
+            self.parent.awake = False
 
     def below(self, plan: Plan) -> list[Node]:
         """Return the children that events of this plan may reach, whatever they contain."""
@@ -139,8 +166,29 @@ class Node:
         return takes((self.step.kind, self.step.page), kind, page)
 
 
+class Move(NamedTuple):
+    """What events of one plan make of a set of nodes.
+
+    Attributes
+    ----------
+    live : NodeSet or None
+        Nodes without conditions that they reach and that go on.
+    ends : tuple of End
+        Sequences that they complete, whatever they contain.
+    guarded : tuple of Node
+        Nodes that they reach if their conditions hold.
+    met : dict
+        By class of events: the set of those whose conditions hold, or ``None``.
+    """
+
+    live: NodeSet | None
+    ends: tuple[End, ...]
+    guarded: tuple[Node, ...]
+    met: dict[EventClass, NodeSet | None]
+
+
 class NodeSet:
-    """Some nodes of the strict trie, all of one depth, that the last event reached.
+    """Some nodes of the strict trie that the last event reached.
 
     Attributes
     ----------
@@ -150,20 +198,17 @@ class NodeSet:
         Sequences that the last event completed.
     live : NodeSet or None
         The set of ``nodes`` alone; ``None`` if there are none.
-    children : dict
-        By plan number: the nodes below these that its events may reach.
     moves : dict
-        By class of the next event: the set that it reaches from here.
+        What has been worked out of the moves from here.
     """
 
-    __slots__ = ("children", "ends", "live", "moves", "nodes")
+    __slots__ = ("ends", "live", "moves", "nodes")
 
     def __init__(self, nodes: tuple[Node, ...]) -> None:
         self.nodes = tuple(node for node in nodes if node.children)
         self.ends = tuple(end for node in nodes for end in node.ends)
         self.live: NodeSet | None = None
-        self.children: dict[int, list[Node]] = {}
-        self.moves: dict[EventClass, NodeSet] = {}
+        self.moves: dict[Plan, Move] = {}
 
 
 class NodeSets:
@@ -171,14 +216,14 @@ class NodeSets:
 
     def __init__(self) -> None:
         self._sets: dict[tuple[Node, ...], NodeSet] = {}
-        self.empty = self.get(())
         #: How much has been remembered; whoever owns this starts anew when it is too much.
         self.size = 0
 
     def get(self, nodes: tuple[Node, ...]) -> NodeSet:
-        """Return the one set of these nodes (in the order of their numbers)."""
+        """Return the one set of these nodes."""
         found = self._sets.get(nodes)
         if found is None:
+            self.size += 1
             found = self._sets[nodes] = NodeSet(nodes)
             if len(found.nodes) == len(nodes):
                 found.live = found if nodes else None
@@ -186,18 +231,19 @@ class NodeSets:
                 found.live = self.get(found.nodes).live
         return found
 
-    def move(self, start: NodeSet, event: EventClass) -> NodeSet:
-        """Compute and remember where an event of this class leads from ``start``."""
-        plan = event.plan
-        children = start.children.get(plan.number)
-        if children is None:
-            children = start.children[plan.number] = []
-            for node in start.nodes:
-                children += node.below(plan)
-            if len(start.nodes) > 1:
-                children.sort(key=lambda node: node.number)
+    def move(self, start: NodeSet, plan: Plan) -> Move:
+        """Work out and remember what events of ``plan`` make of ``start``."""
         self.size += 1
-        met = event.met
-        reached = tuple([child for child in children if child.conditions <= met])
-        target = start.moves[event] = self.get(reached) if reached else self.empty
-        return target
+        below = [child for node in start.nodes for child in node.below(plan)]
+        plain = self.get(tuple([child for child in below if not child.conditions]))
+        guarded = tuple([child for child in below if child.conditions])
+        move = start.moves[plan] = Move(plain.live, plain.ends, guarded, {})
+        return move
+
+    def met(self, move: Move, event_class: EventClass) -> NodeSet | None:
+        """Work out and remember which guarded nodes of ``move`` such events reach, if any."""
+        self.size += 1
+        conditions = event_class.met
+        reached = tuple([node for node in move.guarded if node.conditions <= conditions])
+        found = move.met[event_class] = self.get(reached) if reached else None
+        return found

@@ -20,8 +20,8 @@ import msgspec
 from shoal.core.errors import InputError
 from shoal.device.stream.conditions import MISSING
 from shoal.device.stream.patterns import NEVER, End, Firing, Trigger
-from shoal.device.stream.plans import EventClass, Group, Plan, Tries
-from shoal.device.stream.trie import Node, NodeSet
+from shoal.device.stream.plans import EventClass, Plan, Tries
+from shoal.device.stream.trie import Move, Node, NodeSet
 from shoal.wire.events import Event
 from shoal.wire.manifest import TriggerSpec
 
@@ -57,8 +57,8 @@ class TriggerEngine:
         self._ends: dict[str, dict[str, End]] = {}
         self._boot: int | None = None
         self._now = NEVER
-        self._seq = -1
         self._recent: deque[tuple[int, int, Event]] = deque(maxlen=1)
+        self._began_at = -1  # number of the event before the first in _recent
         self._tries = Tries([])
         self._stale()
 
@@ -79,7 +79,7 @@ class TriggerEngine:
         mine = self._ends.setdefault(task, {})
         if trigger.name in mine:
             raise InputError(f"task {task!r} has this trigger", field="name", value=trigger.name)
-        mine[trigger.name] = End(task, trigger, self._seq)
+        mine[trigger.name] = End(task, trigger, self._last_seq)
         self._stale()
 
     def remove(self, task: str) -> int:
@@ -88,6 +88,10 @@ class TriggerEngine:
         if gone:
             self._stale()
         return len(gone)
+
+    @property
+    def _last_seq(self) -> int:
+        return self._recent[-1][0] if self._recent else self._began_at
 
     def __len__(self) -> int:
         return sum(map(len, self._ends.values()))
@@ -105,13 +109,22 @@ class TriggerEngine:
         starts = self._tries.starts()
         self._tries = Tries([end for mine in self._ends.values() for end in mine.values()])
         self._tries.begin_with(starts)
+        self._floor = 0
         self._plans = {}
         self._fresh = True
         # What is live in strict mode depends on the last few events alone: replay them.
         self._recent = deque(self._recent, maxlen=self._tries.depth)
-        self._live: tuple[NodeSet, ...] = ()
+        self._live: list[NodeSet] = []
         for _, _, event in self._recent:
-            self._advance(self._plan(event.kind, event.page).class_of(event.content))
+            plan = self._plan(event.kind, event.page)
+            event_class = plan.look(event.content)
+            live = event_class.live
+            for start in self._live:
+                move = self._tries.sets.move(start, plan)
+                reached = self._tries.sets.met(move, event_class)
+                found = (move.live, None if reached is None else reached.live)
+                live = live + [one for one in found if one is not None]
+            self._live = live
 
     def _plan(self, kind: int, page: str) -> Plan:
         if not self._fresh:
@@ -137,79 +150,100 @@ class TriggerEngine:
             else:
                 now = self._now
         self._now = now
-        self._seq = seq
-        self._recent.append((seq, now, event))
+        last = (seq, now, event)
+        self._recent.append(last)
 
         # The event's class: one look-up for each field that conditions ask for. Written
         # out by their number, because a loop would cost as much as the look-ups.
         width = plan.width
         if width == 0:
-            event_class = plan.only
+            event_class = plan.table
+        elif width < 0:
+            event_class = plan.look(event.content)
         else:
-            content = event.content
+            get = event.content.get
             try:
-                if not plan.simple:
-                    key = plan.codes(content)
-                elif width == 1:
-                    ((a, codes),) = plan.fields
-                    key = (codes[content.get(a, MISSING)],)
-                elif width == 2:
-                    (a, codes), (b, codes_b) = plan.fields
-                    key = (codes[content.get(a, MISSING)], codes_b[content.get(b, MISSING)])
-                elif width == 3:
-                    (a, codes), (b, codes_b), (c, codes_c) = plan.fields
-                    key = (
-                        codes[content.get(a, MISSING)],
-                        codes_b[content.get(b, MISSING)],
-                        codes_c[content.get(c, MISSING)],
-                    )
-                else:
-                    (a, codes), (b, codes_b), (c, codes_c), (d, codes_d) = plan.fields
-                    key = (
-                        codes[content.get(a, MISSING)],
-                        codes_b[content.get(b, MISSING)],
-                        codes_c[content.get(c, MISSING)],
-                        codes_d[content.get(d, MISSING)],
-                    )
+                event_class = plan.table[get(plan.a, MISSING)]
+                if width > 1:
+                    event_class = event_class[get(plan.b, MISSING)]
+                    if width > 2:
+                        event_class = event_class[get(plan.c, MISSING)]
+                        if width > 3:
+                            event_class = event_class[get(plan.d, MISSING)]
             except TypeError:  # a list or a map as value
-                key = plan.codes(content)
-            found = plan.classes.get(key)
-            event_class = self._new_class(plan, key) if found is None else found
+                event_class = plan.look(event.content)
 
-        ends = self._advance(event_class)
-        if event_class.idle and not ends:
-            return []
-        return self._touched(event_class, ends, (seq, now, event))
-
-    def _advance(self, event_class: EventClass) -> list[End]:
-        """Move on in the strict trie; return the sequences of several steps now complete."""
-        ends: list[End] = []
-        root = event_class.roots.live
-        live = [] if root is None else [root]
-        # One set for each depth that is live, mostly one or two.
+        # Strict sequences: a few sets of live nodes, mostly one for each depth.
+        ends: tuple[End, ...] = ()
+        live = event_class.live
         for start in self._live:
-            target = start.moves.get(event_class)
-            if target is None:
-                sets = self._tries.sets
-                if sets.size > _MAX_REMEMBERED:
-                    self._stale()
-                target = sets.move(start, event_class)
-            if target.live is not None:
-                live.append(target.live)
-            if target.ends:
-                ends += target.ends
-        self._live = tuple(live)
-        return ends
+            move = start.moves.get(plan)
+            if move is None:
+                move = self._move(start, plan)
+            following, done, guarded, met = move
+            if following is not None:
+                live = [*live, following]
+            if done:
+                ends += done
+            if guarded:
+                found = met.get(event_class, move)
+                if found is move:  # not worked out yet
+                    found = self._tries.sets.met(move, event_class)
+                if found is not None:
+                    ends += found.ends
+                    if found.live is not None:
+                        live = [*live, found.live]
+        self._live = live
 
-    def _new_class(self, plan: Plan, key: tuple[int, ...]) -> EventClass:
-        if plan.sets.size > _MAX_REMEMBERED:
+        # Relaxed sequences: first find out which nodes are reached, then move, because one
+        # event must not carry a match over two steps. A node without ends has something to
+        # gain only if its parent has a start that it has not seen.
+        reached: list[tuple[Node, tuple[int, int]]] | None = None
+        for node, parent in event_class.later:
+            begun = parent.start
+            if (begun is not node.start or node.ends) and begun[0] >= self._floor:
+                if reached is None:
+                    reached = []
+                reached.append((node, begun))
+        if plan.waiting:
+            if now >= plan.sweep_us:
+                plan.sweep(now)
+            for node, parent in plan.waiting.items():
+                begun = parent.start
+                if begun is not node.start or node.ends:
+                    if reached is None:
+                        reached = []
+                    reached.append((node, begun))
+        if event_class.firsts:
+            here = (seq, now)
+            for node in event_class.firsts:
+                node.start = here
+                if not node.awake:
+                    node.wake()
+        over = bool(ends) or not event_class.quiet
+        if reached is not None:
+            for node, begun in reached:
+                node.start = begun
+                if not node.awake:
+                    node.wake()
+                if node.ends:
+                    over = True
+        return self._ended(event_class, ends, reached, last) if over else []
+
+    def _move(self, start: NodeSet, plan: Plan) -> Move:
+        sets = self._tries.sets
+        if sets.size > _MAX_REMEMBERED:
             self._stale()
-        return plan.new_class(key)
+        return sets.move(start, plan)
 
-    def _touched(
-        self, event_class: EventClass, ends: list[End], last: tuple[int, int, Event]
+    def _ended(
+        self,
+        event_class: EventClass,
+        ends: tuple[End, ...],
+        reached: list[tuple[Node, tuple[int, int]]] | None,
+        last: tuple[int, int, Event],
     ) -> list[Firing]:
-        """Take an event that completes a strict sequence or concerns a relaxed one."""
+        """Take an event that ends something: a sequence, a count or a wait."""
         seq, now, event = last
         plan = event_class.plan
         for reset in plan.resets:
@@ -218,50 +252,16 @@ class TriggerEngine:
             if end.pending:
                 end.pending = deque(one for one in end.pending if one[0] < event.ts_us)
         fired: list[Firing] = []
-        for end in event_class.roots.ends:
+        for end in event_class.ends:
             self._complete(end, (seq, now), last, fired)
         for end in ends:
-            start_seq, start_us, _ = self._recent[-end.depth]
-            self._complete(end, (start_seq, start_us), last, fired)
-        # First find out which nodes are reached, then move: one event must not carry a match
-        # over two steps.
-        reached: list[tuple[Node, int, int]] = []
-        floor = self._tries.floor
-        for group in plan.groups:
-            if group.waiting:
-                self._waiting(group, now, reached)
-        for node in event_class.later:
-            parent: Node = node.parent  # type: ignore[assignment]
-            # Without ends there is nothing to do unless a later start has arrived.
-            if parent.seq >= floor and (parent.seq > node.seq or node.ends):
-                reached.append((node, parent.seq, parent.at_us))
-        for node, start_seq, start_us in reached:
-            node.seq, node.at_us = start_seq, start_us
-            if node.plain:
-                self._tries.wake(node.plain)
+            self._complete(end, self._recent[-end.depth][:2], last, fired)
+        for node, start in reached or ():
             for end in node.ends:
-                self._complete(end, (start_seq, start_us), last, fired)
-        for node in event_class.firsts:
-            node.seq, node.at_us = seq, now
-            if node.plain:
-                self._tries.wake(node.plain)
+                self._complete(end, start, last, fired)
         if len(fired) > 1:
             fired.sort(key=_place)
         return fired
-
-    @staticmethod
-    def _waiting(group: Group, now: int, reached: list[tuple[Node, int, int]]) -> None:
-        """Find the group's nodes that an event reaches; drop those with nothing to gain."""
-        for node in list(group.waiting):
-            parent: Node = node.parent  # type: ignore[assignment]
-            if node.longest_us and now - parent.at_us > node.longest_us:
-                keep = False  # too old for every sequence below; a later start wakes it
-            else:
-                reached.append((node, parent.seq, parent.at_us))
-                keep = bool(node.ends)
-            if not keep:
-                node.waiting = False
-                del group.waiting[node]
 
     def _complete(
         self, end: End, start: tuple[int, int], last: tuple[int, int, Event], fired: list[Firing]
@@ -297,9 +297,11 @@ class TriggerEngine:
         return [firing for _, firing in due]
 
     def _forget(self, seq: int) -> None:
+        self._began_at = self._last_seq
         self._recent.clear()
-        self._live = ()
+        self._live = []
         self._tries.forget(seq)
+        self._floor = seq
 
     def _restart(self, event: Event, seq: int) -> None:
         if self._boot is not None:
@@ -328,7 +330,7 @@ class TriggerEngine:
                 "schema": 1,
                 "boot": self._boot,
                 "now": self._now,
-                "seq": self._seq,
+                "seq": self._last_seq,
                 "recent": list(self._recent),
                 "relaxed": self._tries.starts(),
                 "ends": [
@@ -358,10 +360,11 @@ class TriggerEngine:
             raise InputError(f"not a snapshot: {error}", field="snapshot") from error
         if held.schema != 1:
             raise InputError("unknown schema", field="snapshot.schema", value=held.schema)
-        self._boot, self._now, self._seq = held.boot, held.now, held.seq
+        self._boot, self._now, self._began_at = held.boot, held.now, held.seq
         self._recent = deque(held.recent)
         self._rebuild()
         self._tries.forget(0)
+        self._floor = 0
         self._tries.begin_with(held.relaxed)
         known = {(one[0], one[1]): one for one in held.ends}
         for end in self._tries.ends:
