@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -68,6 +69,7 @@ class CloudLink:
         *,
         clock: ServerClock | None = None,
         timeout_s: float = 10.0,
+        ssl_context: ssl.SSLContext | None = None,
         limits: WireLimits = DEFAULT_LIMITS,
     ) -> None:
         parts = urlsplit(url)
@@ -78,7 +80,10 @@ class CloudLink:
         self._clock = clock or ServerClock()
         self._limits = limits
         self._pool = urllib3.PoolManager(
-            retries=False, timeout=urllib3.Timeout(connect=timeout_s, read=timeout_s), maxsize=2
+            retries=False,
+            timeout=urllib3.Timeout(connect=timeout_s, read=timeout_s),
+            maxsize=2,
+            ssl_context=ssl_context,
         )
 
     def enrol(self, request: EnrolRequest) -> EnrolReply:

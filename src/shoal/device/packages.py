@@ -9,23 +9,30 @@ a new version or back to the last good one, is a database transaction, and a
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from shoal.core.crashpoints import crashpoint
-from shoal.core.errors import IntegrityError, NotFoundError
-from shoal.core.files import fsync_folder, sha256_file
+from shoal.core.errors import (
+    InputError,
+    IntegrityError,
+    NotFoundError,
+    ShoalError,
+    UnavailableError,
+)
+from shoal.core.files import fsync_folder, sha256_file, write_bytes
 from shoal.device.store import DeviceStore
 from shoal.device.trust import TrustError
 from shoal.wire.codes import ErrorCode
 from shoal.wire.limits import DEFAULT_LIMITS, WireLimits
+from shoal.wire.manifest import check_member_path, decode_manifest
 from shoal.wire.notices import FileRef
-from shoal.wire.package import TaskPackage
+from shoal.wire.package import MANIFEST_NAME, TaskPackage
 from shoal.wire.results import InstallState
 from shoal.wire.specs import TaskManifest
 
@@ -167,38 +174,55 @@ class PackageStore:
     def activate(self, cursor: sqlite3.Cursor, task: str, version: int | None) -> None:
         """Put a version in force, or none, inside the caller's transaction.
 
-        Each version keeps its own place in the event log: a new one begins where
-        its predecessor stands, one that comes back goes on from where it was.
+        A new version begins where its predecessor stands, with its state. While
+        it is on trial the place and state of the good one are kept (and the log
+        not trimmed past them), so that the good one, should it come back, goes on
+        as if the other had never been. Once the new one is good, nothing of that
+        is left, and whoever follows it carries on from it.
         """
         key = f"active.{task}"
-        old = cursor.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()
-        if old is not None and version == int(old[0]):
+        row = cursor.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()
+        old = None if row is None else int(row[0])
+        if old is not None and version == old:
             return
-        place = cursor.execute(
-            "SELECT version, last_seq, state FROM consumer WHERE task=?", (task,)
-        ).fetchone()
-        if place is not None:
-            cursor.execute(
-                "INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"place.{task}.{place[0]}", place[1])
-            )
-            cursor.execute(
-                "INSERT OR REPLACE INTO meta VALUES (?, ?)",
-                (f"state.{task}.{place[0]}", place[2] or b""),
-            )
         if version is None:
             cursor.execute("DELETE FROM meta WHERE key=?", (key,))
-            cursor.execute("DELETE FROM consumer WHERE task=?", (task,))
+            cursor.execute("DELETE FROM consumer WHERE task IN (?, ?)", (task, _kept(task)))
             return
+        cursor.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, version))
         kept = cursor.execute(
-            "SELECT p.value, s.value FROM meta p JOIN meta s ON s.key=? WHERE p.key=?",
-            (f"state.{task}.{version}", f"place.{task}.{version}"),
+            "SELECT last_seq, state FROM consumer WHERE task=? AND version=?",
+            (_kept(task), version),
         ).fetchone()
-        last_seq, state = kept if kept is not None else (place[1:] if place else (0, None))
+        if kept is not None:
+            cursor.execute("DELETE FROM consumer WHERE task=?", (_kept(task),))
+            self._write_place(cursor, task, version, *kept)
+            return
+        place = cursor.execute(
+            "SELECT last_seq, state FROM consumer WHERE task=?", (task,)
+        ).fetchone()
+        if place is None:
+            self._write_place(cursor, task, version, 0, None)
+            return
+        state = cursor.execute(
+            "SELECT state FROM package WHERE task=? AND version=?", (task, old)
+        ).fetchone()
+        if old is not None and state is not None and state[0] == InstallState.GOOD:
+            self._write_place(cursor, _kept(task), old, *place)
+        self._write_place(cursor, task, version, *place)
+
+    @staticmethod
+    def _write_place(
+        cursor: sqlite3.Cursor, task: str, version: int, last_seq: int, state: bytes | None
+    ) -> None:
         cursor.execute(
             "INSERT OR REPLACE INTO consumer (task, version, last_seq, state) VALUES (?, ?, ?, ?)",
-            (task, version, last_seq, state or None),
+            (task, version, last_seq, state),
         )
-        cursor.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, version))
+
+    def forget_kept_place(self, cursor: sqlite3.Cursor, task: str) -> None:
+        """Let go of the predecessor's place: the version in force has proved good."""
+        cursor.execute("DELETE FROM consumer WHERE task=?", (_kept(task),))
 
     # -- files ---------------------------------------------------------------------------------
 
@@ -211,7 +235,9 @@ class PackageStore:
         """Return where a file lies or will lie."""
         return self._content / ref.sha256.hex()
 
-    def receive(self, ref: FileRef, download: Callable[[int], Iterator[bytes]]) -> Path:
+    def receive(
+        self, ref: FileRef, download: Callable[[int], Iterator[bytes]], chunk: int = _CHUNK
+    ) -> Iterator[None]:
         """Bring a file into the content store, going on where an earlier try stopped.
 
         Parameters
@@ -220,6 +246,13 @@ class PackageStore:
             What the signed metadata promises.
         download : callable
             ``download(offset)`` yields the bytes from ``offset`` on.
+        chunk : int
+            Bytes between two steps.
+
+        Yields
+        ------
+        None
+            After every ``chunk`` bytes, so that the caller can do something else.
 
         Raises
         ------
@@ -232,7 +265,7 @@ class PackageStore:
         """
         target = self.path(ref)
         if self.has(ref):
-            return target
+            return
         part = target.with_suffix(".part")
         offset = part.stat().st_size if part.exists() else 0
         if offset > ref.size:
@@ -240,21 +273,29 @@ class PackageStore:
             offset = 0
         with part.open("ab") as stream:
             if offset < ref.size:
-                for chunk in download(offset):
-                    offset += len(chunk)
+                since = 0
+                for data in download(offset):
+                    offset += len(data)
                     if offset > ref.size:
-                        stream.close()
                         part.unlink(missing_ok=True)
                         raise TrustError(
                             f"{ref.path or target.name} is longer than the {ref.size} bytes"
                             " that were signed",
                             ErrorCode.SIZE_EXCEEDED,
                         )
-                    stream.write(chunk)
+                    stream.write(data)
                     crashpoint("sync.download")
+                    since += len(data)
+                    if since >= chunk:
+                        since = 0
+                        yield
             stream.flush()
             os.fsync(stream.fileno())
-        if offset < ref.size or sha256_file(part) != ref.sha256:
+        if offset < ref.size:
+            raise UnavailableError(
+                f"{ref.path or target.name} ended after {offset} of {ref.size} bytes"
+            )
+        if sha256_file(part) != ref.sha256:
             part.unlink(missing_ok=True)
             raise TrustError(
                 f"{ref.path or target.name} is not the file that was signed",
@@ -264,10 +305,9 @@ class PackageStore:
         part.replace(target)
         fsync_folder(self._content)
         crashpoint("sync.stored")
-        return target
 
-    def unpack(self, ref: FileRef) -> tuple[TaskManifest, Path]:
-        """Check and unpack a package; unpacking it again is a no-op.
+    def manifest(self, ref: FileRef) -> TaskManifest:
+        """Check a package that has been received and return its manifest.
 
         Raises
         ------
@@ -275,63 +315,117 @@ class PackageStore:
             The package is not acceptable.
         """
         with TaskPackage.open(self.path(ref), self._limits, sha256=ref.sha256) as package:
-            manifest = package.manifest
-            target = self._unpacked / f"{manifest.task}-{manifest.version}-{ref.sha256.hex()[:16]}"
-            if not (target / ".whole").exists():
-                shutil.rmtree(target, ignore_errors=True)
-                package.unpack(target)
-                crashpoint("sync.unpacked")
-                (target / ".whole").touch()
-                fsync_folder(target)
-        return manifest, target
+            return package.manifest
 
-    def model_paths(self, manifest: TaskManifest, folder: Path) -> dict[str, Path]:
-        """Return where the models of a task lie: in its folder, or by content."""
-        return {
-            resource.name: self._content / resource.sha256
-            if resource.separate
-            else folder / resource.path
-            for resource in manifest.resources
-            if resource.kind == "model"
-        }
+    def unpack(self, ref: FileRef, own: Iterable[FileRef] = ()) -> Path:
+        """Unpack a package whose separate files have been received; return the folder.
 
-    def load(self, row: PackageRow) -> InstalledTask:
-        """Return an installed version, its files checked against their hashes.
+        Parameters
+        ----------
+        ref : FileRef
+            The package.
+        own : iterable of FileRef
+            Files of this device alone; their paths begin with its id and a slash,
+            and they are put beside the shared ones.
 
         Raises
         ------
-        NotFoundError, IntegrityError
+        InputError
+            A file of the device alone would replace a shared one, or climbs out.
+        """
+        with TaskPackage.open(self.path(ref), self._limits, sha256=ref.sha256) as package:
+            manifest = package.manifest
+            target = self._unpacked / f"{manifest.task}-{manifest.version}-{ref.sha256.hex()[:16]}"
+            if not target.exists():
+                separate = {
+                    resource.sha256: self._content / resource.sha256
+                    for resource in manifest.resources
+                    if resource.separate
+                }
+                package.unpack(target, separate)
+                crashpoint("sync.unpacked")
+        shared = {resource.path.casefold() for resource in manifest.resources}
+        for file in own:
+            path = check_member_path(file.path.partition("/")[2])
+            if path.casefold() in shared | {MANIFEST_NAME}:
+                raise InputError("would replace a shared file", field="path", value=path)
+            place = target / path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(place, self.path(file).read_bytes(), mode=0o444)
+        return target
+
+    def load(self, row: PackageRow, *, thorough: bool = True) -> InstalledTask:
+        """Return an installed version.
+
+        Parameters
+        ----------
+        row : PackageRow
+        thorough : bool
+            Compare every file with its hash.
+
+        Raises
+        ------
+        NotFoundError, IntegrityError, InputError
             A file is missing or was changed after the installation.
         """
-        folder = Path(row.folder)
-        path = self._content / row.sha256.hex()
-        if not (folder / ".whole").exists() or not path.is_file():
-            raise NotFoundError(f"{row.task} {row.version} is not whole on the disk")
-        with TaskPackage.open(path, self._limits, sha256=row.sha256) as package:
-            manifest = package.manifest
-            for name in package.names():
-                member = folder / name
-                if not member.is_file() or member.read_bytes() != package.read(name):
-                    raise IntegrityError(f"{row.task} {row.version}: {name} was changed")
-        for resource in manifest.resources:
-            if resource.separate:
-                _check_file(self._content / resource.sha256, bytes.fromhex(resource.sha256))
+        folder = self._unpacked / row.folder
+        try:
+            manifest = decode_manifest((folder / MANIFEST_NAME).read_bytes(), self._limits)
+        except OSError as error:
+            raise NotFoundError(f"{row.task} {row.version} is not on the disk any more") from error
+        if (manifest.task, manifest.version) != (row.task, row.version):
+            raise IntegrityError(f"{row.task} {row.version}: its manifest was changed")
+        if thorough:
+            path = self._content / row.sha256.hex()
+            with TaskPackage.open(path, self._limits, sha256=row.sha256) as package:
+                if package.manifest != manifest:
+                    raise IntegrityError(f"{row.task} {row.version}: its manifest was changed")
+            for resource in manifest.resources:
+                _check_file(folder / resource.path, bytes.fromhex(resource.sha256))
         return InstalledTask(manifest, folder, row.sha256, row.state)
 
-    def collect_garbage(self, keep: Iterable[bytes]) -> int:
-        """Remove content and folders that nothing refers to; returns how many."""
-        hashes = {digest.hex() for digest in keep}
+    def collect_garbage(self, keep: Iterable[PackageRow]) -> int:
+        """Remove the content and the folders of all other versions; return how many files.
+
+        Packages stay beside their unpacked folders: they repair a damaged one
+        without a download, and separate files are shared with the folder's.
+        """
+        hashes: set[str] = set()
+        folders: set[str] = set()
+        for row in keep:
+            hashes.add(row.sha256.hex())
+            folders.add(row.folder)
+            with suppress(ShoalError):  # damaged: it is brought again, with its files
+                manifest = self.load(row, thorough=False).manifest
+                hashes.update(item.sha256 for item in manifest.resources if item.separate)
         removed = 0
         for path in self._content.iterdir():
             if path.name.removesuffix(".part") not in hashes:
                 path.unlink(missing_ok=True)
                 removed += 1
-        shorts = {digest[:16] for digest in hashes}
         for folder in self._unpacked.iterdir():
-            if folder.name.rpartition("-")[2] not in shorts:
+            if folder.name not in folders:
                 shutil.rmtree(folder, ignore_errors=True)
                 removed += 1
         return removed
+
+    def discard(self, row: PackageRow) -> None:
+        """Remove the files of a damaged version: what of its content is not whole, and its folder.
+
+        What is whole stays, so that repairing it needs no more than was lost.
+        """
+        with suppress(ShoalError):
+            for item in self.load(row, thorough=False).manifest.resources:
+                if item.separate:
+                    self._discard_content(bytes.fromhex(item.sha256))
+        self._discard_content(row.sha256)
+        if row.folder:
+            shutil.rmtree(self._unpacked / row.folder, ignore_errors=True)
+
+    def _discard_content(self, sha256: bytes) -> None:
+        path = self._content / sha256.hex()
+        if path.is_file() and sha256_file(path) != sha256:
+            path.unlink()
 
     def free_bytes(self) -> int:
         """Return the free space of the disk."""
@@ -343,12 +437,15 @@ class PackageStore:
         return state in _HELD
 
 
+def _kept(task: str) -> str:
+    """Name of the consumer row that keeps the place of a task's last good version."""
+    return f"~{task}"  # not a task name
+
+
 def _check_file(path: Path, sha256: bytes) -> None:
-    if not path.is_file():
-        raise NotFoundError(f"{path.name} is missing")
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    if digest.digest() != sha256:
+    try:
+        found = sha256_file(path)
+    except OSError as error:
+        raise NotFoundError(f"{path.name} is missing") from error
+    if found != sha256:
         raise IntegrityError(f"{path.name} was changed")

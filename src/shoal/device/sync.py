@@ -9,52 +9,47 @@ counts as settled, so that the device becomes quiet.
 from __future__ import annotations
 
 import errno
-import platform
-import re
+import functools
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Final
 
 import msgspec
 
 from shoal.core.crashpoints import crashpoint
-from shoal.core.errors import (
-    InputError,
-    IntegrityError,
-    NotFoundError,
-    ShoalError,
-    UnavailableError,
-)
+from shoal.core.errors import InputError, IntegrityError, NotFoundError, ShoalError
+from shoal.core.errors import UnavailableError as Unavailable
 from shoal.device.cloudlink import CloudLink, RefusedError
+from shoal.device.compatibility import DeviceFacts
 from shoal.device.packages import InstalledTask, PackageRow, PackageStore
 from shoal.device.store import DeviceStore
 from shoal.device.trust import TrustError, TrustStore
 from shoal.device.uplink import Uplink
 from shoal.wire.codes import ErrorCode
+from shoal.wire.enrolment import ExclusiveGrant
 from shoal.wire.limits import DEFAULT_LIMITS, WireLimits
 from shoal.wire.notices import DesiredTask, FileRef, ReleaseNotice
-from shoal.wire.profile import PROTOCOL, HeldTask, format_profile_header, profile_digest
+from shoal.wire.profile import HeldTask, format_profile_header, profile_digest
 from shoal.wire.results import InstallReport, InstallState
-from shoal.wire.specs import TaskManifest
 
-__all__ = ["DeviceFacts", "Sync"]
+__all__ = ["Sync"]
 
-_SETTLED = (InstallState.TRIAL, InstallState.GOOD, InstallState.REFUSED, InstallState.BAD)
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_CLAUSE = re.compile(r"(>=|<=|==|!=|>|<)?\s*([0-9][0-9a-zA-Z.]*)")
-
-
-@dataclass(frozen=True)
-class DeviceFacts:
-    """What this device can do, against which packages are checked."""
-
-    engines: Mapping[str, str]
-    capabilities: frozenset[str]
-    sandbox_level: int
-    memory_mb: int
+_SETTLED: Final = frozenset(
+    {InstallState.TRIAL, InstallState.GOOD, InstallState.REFUSED, InstallState.BAD}
+)
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: Refusals that may be over soon: metadata that is signed again, an image that follows.
+_PASSING: Final = frozenset(
+    {
+        ErrorCode.METADATA_EXPIRED,
+        ErrorCode.UNKNOWN_TASK,
+        ErrorCode.SIGNATURE_INVALID,
+        ErrorCode.CLOCK_SKEW,
+    }
+)
+#: Bad bytes may come from a cache or a bad line: so many tries before they are believed.
+_MAX_BAD_DOWNLOADS: Final = 3
 
 
 class Sync:
@@ -62,10 +57,7 @@ class Sync:
 
     Parameters
     ----------
-    store : DeviceStore
-    packages : PackageStore
-    trust : TrustStore
-        Checks signatures; set when the device has enrolled.
+    store, packages : DeviceStore, PackageStore
     link : CloudLink
         Where notices and files come from.
     uplink : Uplink
@@ -76,6 +68,21 @@ class Sync:
         Server time in microseconds.
     trial_runs, trial_crashes : int
         Good runs that end a trial well, failed ones that end it badly.
+    reserve_bytes : int
+        Disk space that an install must leave free.
+    chunk : int
+        Bytes that one step downloads.
+
+    Attributes
+    ----------
+    trust : TrustStore or None
+        Checks signatures; set when the device has enrolled.
+    generation : int
+        Rises when the versions in force change; the agent follows it.
+    counts : Counter
+        Refusals and failures by reason.
+    last_error : str
+        Why the last notice could not be followed; empty when it was.
     """
 
     def __init__(
@@ -89,6 +96,8 @@ class Sync:
         clock: Callable[[], int],
         trial_runs: int = 5,
         trial_crashes: int = 3,
+        reserve_bytes: int = 16_000_000,
+        chunk: int = 1 << 20,
         limits: WireLimits = DEFAULT_LIMITS,
     ) -> None:
         self._store = store
@@ -99,18 +108,25 @@ class Sync:
         self._clock = clock
         self._trial_runs = trial_runs
         self._trial_crashes = trial_crashes
+        self._reserve = reserve_bytes
+        self._chunk = chunk
         self._limits = limits
         self.trust: TrustStore | None = None
-        #: Rises when the versions in force change; the runner follows it.
         self.generation = 0
-        #: Refusals of whole notices and transient failures, by reason.
         self.counts: Counter[str] = Counter()
-        #: The last reason why a notice could not be followed; empty when settled.
         self.last_error = ""
+        self._work: Iterator[None] | None = None
+        self._whole = True
+        #: Files of these versions have been compared with their hashes since the start.
+        self._checked: set[tuple[str, int]] = set()
+        #: What was reported as "not now", and downloads that were not what was signed.
+        self._told: set[tuple[str, int, int]] = set()
+        self._bad_downloads: Counter[tuple[str, int]] = Counter()
         self._desired: dict[str, int] = {}
         self._epoch = 0
         self._load_desired()
-        self._recheck()
+        self._reconsider()
+        self.installed()  # a wiped or damaged disk shows as a mismatch from the start
 
     # -- what the device says of itself ------------------------------------------------------
 
@@ -119,13 +135,20 @@ class Sync:
         """Epoch of the last notice that was accepted."""
         return self._epoch
 
+    @property
+    def working(self) -> bool:
+        """Whether a notice is being followed; call :meth:`work`."""
+        return self._work is not None
+
     def settled(self) -> list[tuple[str, int]]:
-        """Return the pairs that the profile digest speaks of."""
-        states = {(row.task, row.version): row for row in self._packages.rows()}
+        """Return the pairs that the profile digest speaks of (Walle sheet 6.3)."""
+        active = self._packages.active()
+        states = {(row.task, row.version): row.state for row in self._packages.rows()}
         pairs = []
         for task, version in self._desired.items():
-            row = states.get((task, version))
-            if version > 0 and row is not None and row.state in _SETTLED:
+            state = states.get((task, version), "")
+            held = self._packages.is_held(state) and active.get(task) == version
+            if version > 0 and (held or state in (InstallState.REFUSED, InstallState.BAD)):
                 pairs.append((task, version))
         return pairs
 
@@ -141,21 +164,30 @@ class Sync:
         """Return the versions in force; one whose files are damaged is dropped and wanted again."""
         rows = {(row.task, row.version): row for row in self._packages.rows()}
         found = []
-        for task, version in sorted(self._packages.active().items()):
-            row = rows.get((task, version))
+        for key in sorted(self._packages.active().items()):
+            row = rows.get(key)
             if row is None:
-                continue
+                continue  # the database was replaced: it shows as a mismatch
             try:
-                found.append(self._packages.load(row))
+                found.append(self._packages.load(row, thorough=key not in self._checked))
+                self._checked.add(key)
             except (IntegrityError, NotFoundError, InputError) as error:
                 self.counts["damaged"] += 1
-                self._drop(row, str(error))
+                self._drop(row, error.message)
         return found
 
     # -- following a notice ------------------------------------------------------------------
 
     def follow(self, data: bytes, *, cohort: int) -> bool:
-        """Check a notice and bring the packages to it.
+        """Accept a notice and do all of its work at once; see :meth:`accept`, :meth:`work`."""
+        if self.accept(data, cohort=cohort) is None:
+            return False
+        while self.working:
+            self.work()
+        return self._whole
+
+    def accept(self, data: bytes, *, cohort: int) -> float | None:
+        """Check a notice and, if it is acceptable, begin to follow it.
 
         Parameters
         ----------
@@ -166,116 +198,164 @@ class Sync:
 
         Returns
         -------
-        bool
-            Whether everything is settled now; if not, the same notice is to be
-            followed again later (what was downloaded is kept).
+        float or None
+            The notice's jitter in seconds; ``None`` if it was refused.
+
+        Raises
+        ------
+        UnavailableError
+            The device has not enrolled, or the keys to check with cannot be had.
         """
         trust = self.trust
         if trust is None:
-            raise UnavailableError("no root of trust yet", hint="the device has to enrol first")
+            raise Unavailable("no root of trust yet", hint="the device has to enrol first")
         try:
             notice = msgspec.msgpack.decode(data, type=ReleaseNotice)
             statement = trust.director(notice, cohort=cohort)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self._fail("bad_notice", f"the notice does not decode: {error}")
-            return False
+            return None
         except TrustError as error:
             self._fail(f"notice_{int(error.code)}", error.message)
-            return False
+            return None
         self.last_error = ""
-        whole = True
+        if statement.epoch != self._epoch:
+            self._told.clear()
+            self._bad_downloads.clear()
         wanted = sorted(statement.tasks, key=lambda task: (task.priority, task.task))
         self._want({task.task: task.version for task in wanted}, statement.epoch)
+        self._whole = True
+        self._work = self._follow(trust, wanted, notice, cohort)
+        return max(notice.jitter_s, 0.0)
+
+    def work(self) -> bool | None:
+        """Do one bounded piece of work: a request, or so many bytes of a download.
+
+        Returns
+        -------
+        bool or None
+            ``None`` while there is more; else whether everything is settled. If
+            not, the notice is to be followed again later; what was downloaded is kept.
+        """
+        if self._work is None:
+            return self._whole
+        try:
+            next(self._work)
+        except StopIteration:
+            self._work = None
+            return self._whole
+        except BaseException:
+            self._work = None
+            raise
+        return None
+
+    def _follow(
+        self, trust: TrustStore, wanted: list[DesiredTask], notice: ReleaseNotice, cohort: int
+    ) -> Iterator[None]:
         for task in list(self._packages.active()):
             if self._desired.get(task, 0) == 0:
                 self._remove(task)
         for desired in wanted:
             if desired.version > 0:
-                whole = self._bring(trust, desired, notice, cohort) and whole
-        if whole:
+                yield from self._bring(trust, desired, notice, cohort)
+        if self._whole:
             self._collect()
-        return whole
-
-    def _want(self, desired: dict[str, int], epoch: int) -> None:
-        with self._store.transaction() as cursor:
-            blob = msgspec.json.encode({"epoch": epoch, "tasks": desired})
-            cursor.execute("INSERT OR REPLACE INTO meta VALUES ('desired', ?)", (blob,))
-            crashpoint("sync.wanted.before")
-        crashpoint("sync.wanted.after")
-        self._desired, self._epoch = desired, epoch
-
-    def _load_desired(self) -> None:
-        blob = self._store.meta_get("desired")
-        if blob:
-            entry = msgspec.json.decode(blob)
-            self._desired, self._epoch = dict(entry["tasks"]), int(entry["epoch"])
 
     def _bring(
         self, trust: TrustStore, desired: DesiredTask, notice: ReleaseNotice, cohort: int
-    ) -> bool:
-        """Install one desired task; returns whether it is settled."""
+    ) -> Iterator[None]:
+        """Install one desired task, or say why not."""
         row = self._packages.row(desired.task, desired.version)
-        forced = desired.force and row is not None and self._epoch > row.epoch
-        if row is not None and row.state in _SETTLED and not forced:
+        newer = row is not None and self._epoch > row.epoch
+        again = newer and row is not None and self._may_try_again(row, desired)
+        if row is not None and row.state in _SETTLED and not again:
             if self._packages.is_held(row.state):
                 self._switch(row)
-            return True
+            return
         if desired.not_before_us > self._clock():
             self.counts["not_before"] += 1
-            return False
+            self._whole = False
+            return
         try:
             trust.check(desired)
-            if desired.exclusive:
-                grant = self._link.exclusive(desired.task, desired.version)
-                granted = trust.exclusive(
-                    grant, cohort=cohort, device=self._uplink.device, task=desired.task
-                )
-                desired = msgspec.structs.replace(
-                    desired, resources=[*desired.resources, *granted.resources]
-                )
-            self._install(desired, notice)
+            own, urls = self._own_files(trust, desired, cohort)
+            yield from self._install(desired, own, {**notice.urls, **urls})
         except TrustError as error:
-            self._refuse(desired, error.code, error.message)
+            self._untrusted(desired, error)
         except RefusedError as error:
-            return self._later(desired, error.code, error.message)
-        except (UnavailableError, NotFoundError) as error:
+            self._later(desired, error.code, error.message)
+        except (Unavailable, NotFoundError) as error:
             code = getattr(error, "code", ErrorCode.DOWNLOAD_FAILED)
-            return self._later(desired, code, error.message)
+            self._later(desired, code, error.message)
         except OSError as error:
             if error.errno not in _FULL:
                 raise
-            return self._later(desired, ErrorCode.DISK_FULL, "the disk is full")
+            self._later(desired, ErrorCode.DISK_FULL, "no room on the disk")
         except ShoalError as error:  # the package itself is not acceptable
             self._refuse(desired, getattr(error, "code", ErrorCode.INCOMPATIBLE), error.message)
-        return True
 
-    def _install(self, desired: DesiredTask, notice: ReleaseNotice) -> None:
-        needed = desired.package.size * 2 + sum(ref.size for ref in desired.resources)
-        largest = max([ref.size for ref in desired.resources], default=0)
-        if desired.package.size > self._limits.package or largest > self._limits.resource:
+    @staticmethod
+    def _may_try_again(row: PackageRow, desired: DesiredTask) -> bool:
+        """Whether a newer notice is a reason to look again at what was turned down."""
+        if row.state == InstallState.BAD:
+            return desired.force
+        # What this device cannot run it cannot run under a higher epoch either.
+        refused = row.state == InstallState.REFUSED
+        return refused and (desired.force or row.code != ErrorCode.INCOMPATIBLE)
+
+    def _own_files(
+        self, trust: TrustStore, desired: DesiredTask, cohort: int
+    ) -> tuple[list[FileRef], dict[str, list[str]]]:
+        """Return the files of this device alone, checked, and where they are."""
+        if not desired.exclusive:
+            return [], {}
+        data = self._link.exclusive(desired.task, desired.version)
+        try:
+            grant = msgspec.msgpack.decode(data, type=ExclusiveGrant)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise TrustError(
-                "the package is larger than this device takes", ErrorCode.SIZE_EXCEEDED
-            )
-        if self._packages.free_bytes() < needed + (1 << 20):
+                f"the grant does not decode: {error}", ErrorCode.SCHEMA_MISMATCH
+            ) from error
+        granted = trust.exclusive(
+            grant.director, cohort=cohort, device=self._uplink.device, task=desired.task
+        )
+        if (granted.version, granted.package.sha256) != (desired.version, desired.package.sha256):
+            raise TrustError("the grant is for another version", ErrorCode.NOT_ENTITLED)
+        return granted.resources, {name: [url] for name, url in grant.urls.items()}
+
+    def _install(
+        self, desired: DesiredTask, own: list[FileRef], urls: dict[str, list[str]]
+    ) -> Iterator[None]:
+        files = [desired.package, *desired.resources, *own]
+        largest = max(ref.size for ref in files)
+        if desired.package.size > self._limits.package or largest > self._limits.resource:
+            raise TrustError("larger than this device takes", ErrorCode.SIZE_EXCEEDED)
+        missing = sum(ref.size for ref in files if not self._packages.has(ref))
+        if self._packages.free_bytes() < missing + desired.package.size + self._reserve:
             raise OSError(errno.ENOSPC, "not enough room for the package")
-        self._fetch(desired.package, notice)
-        manifest, folder = self._packages.unpack(desired.package)
+        yield from self._fetch(desired.package, urls)
+        manifest = self._packages.manifest(desired.package)
         if (manifest.task, manifest.version) != (desired.task, desired.version):
             raise TrustError(
                 f"the package says that it is {manifest.task} {manifest.version}",
-                ErrorCode.HASH_MISMATCH,
+                ErrorCode.SCHEMA_MISMATCH,
             )
-        self._check_compatible(manifest)
-        by_hash = {ref.sha256.hex(): ref for ref in desired.resources}
+        # Before the models are downloaded, which are most of it.
+        problems = self._facts.problems(manifest, self._packages.free_bytes() >> 20)
+        if problems:
+            raise TrustError("; ".join(problems), ErrorCode.INCOMPATIBLE)
+        offered = {ref.sha256.hex(): ref for ref in desired.resources}
         for resource in manifest.resources:
             if resource.separate:
-                if resource.sha256 not in by_hash:
+                if resource.sha256 not in offered:
                     raise TrustError(
-                        f"the notice does not offer {resource.path}", ErrorCode.HASH_MISMATCH
+                        f"the director does not name {resource.path}", ErrorCode.SCHEMA_MISMATCH
                     )
-                self._fetch(by_hash[resource.sha256], notice)
+                yield from self._fetch(offered[resource.sha256], urls)
+        for ref in own:
+            yield from self._fetch(ref, urls)
+        folder = self._packages.unpack(desired.package, own)
         crashpoint("sync.verified")
-        now = self._clock()
         with self._store.transaction() as cursor:
             self._packages.write(
                 cursor,
@@ -283,80 +363,45 @@ class Sync:
                 sha256=desired.package.sha256,
                 state=InstallState.TRIAL,
                 epoch=self._epoch,
-                folder=str(folder),
-                at_us=now,
+                folder=folder.name,
+                at_us=self._clock(),
             )
-            self._remember_good(cursor, desired.task)
-            self._packages.activate(cursor, desired.task, desired.version)
-            self._report(cursor, desired.task, desired.version, InstallState.TRIAL)
+            self._put_in_force(cursor, desired.task, desired.version, InstallState.TRIAL)
             crashpoint("sync.flip.before")
         crashpoint("sync.flip.after")
+        self._checked.discard((desired.task, desired.version))
         self.generation += 1
 
-    def _fetch(self, ref: FileRef, notice: ReleaseNotice) -> None:
-        addresses = [*notice.urls.get(ref.sha256.hex(), []), f"/v1/d/files/{ref.sha256.hex()}"]
+    def _fetch(self, ref: FileRef, urls: dict[str, list[str]]) -> Iterator[None]:
+        name = ref.sha256.hex()
         failure: ShoalError | None = None
-        for address in dict.fromkeys(addresses):
+        for address in dict.fromkeys([*urls.get(name, []), f"/v1/d/files/{name}"]):
+            download = functools.partial(self._link.download, address)
             try:
-                self._packages.receive(ref, partial(self._link.download, address))
-            except (UnavailableError, NotFoundError, TrustError) as error:
+                yield from self._packages.receive(ref, download, self._chunk)
+            except (Unavailable, NotFoundError, RefusedError, TrustError) as error:
                 failure = error  # a bad mirror must not stop a good one
             else:
                 return
         assert failure is not None
         raise failure
 
-    def _check_compatible(self, manifest: TaskManifest) -> None:
-        requires, facts = manifest.requires, self._facts
-        problems = []
-        if not _fits(platform.python_version(), requires.python):
-            problems.append(f"needs Python {requires.python}")
-        if requires.protocol > PROTOCOL:
-            problems.append(f"needs protocol {requires.protocol}")
-        for name, wanted in requires.engines.items():
-            have = facts.engines.get(name)
-            if have is None or not _fits(have, wanted):
-                problems.append(f"needs engine {name} {wanted}")
-        missing = sorted(set(requires.capabilities) - facts.capabilities)
-        if missing:
-            problems.append(f"needs {', '.join(missing)}")
-        if requires.memory_mb > facts.memory_mb:
-            problems.append(f"needs {requires.memory_mb} MB of memory")
-        if requires.disk_mb > self._packages.free_bytes() >> 20:
-            problems.append(f"needs {requires.disk_mb} MB of disk")
-        if manifest.isolation.sandbox_level > facts.sandbox_level:
-            problems.append(f"needs sandbox level {manifest.isolation.sandbox_level}")
-        if manifest.isolation.backend == "interpreter":
-            problems.append("needs the interpreter backend")
-        if problems:
-            raise TrustError("; ".join(problems), ErrorCode.INCOMPATIBLE)
+    # -- what cannot be installed --------------------------------------------------------------
 
-    # -- changes of state ----------------------------------------------------------------------
-
-    def _switch(self, row: PackageRow) -> None:
-        if self._packages.active().get(row.task) == row.version:
-            return
-        with self._store.transaction() as cursor:
-            self._remember_good(cursor, row.task)
-            self._packages.activate(cursor, row.task, row.version)
-            self._report(cursor, row.task, row.version, row.state)
-            crashpoint("sync.flip.before")
-        crashpoint("sync.flip.after")
-        self.generation += 1
-
-    def _remove(self, task: str) -> None:
-        version = self._packages.active()[task]
-        with self._store.transaction() as cursor:
-            self._packages.activate(cursor, task, None)
-            row = self._packages.row(task, version)
-            if row is not None and row.state in (InstallState.TRIAL, InstallState.GOOD):
-                self._packages.set_state(cursor, task, version, InstallState.REMOVED)
-            self._report(cursor, task, version, InstallState.REMOVED)
-        self.generation += 1
+    def _untrusted(self, desired: DesiredTask, error: TrustError) -> None:
+        key = (desired.task, desired.version)
+        if error.code in (ErrorCode.HASH_MISMATCH, ErrorCode.SIZE_EXCEEDED):
+            self._bad_downloads[key] += 1
+            if self._bad_downloads[key] < _MAX_BAD_DOWNLOADS:
+                self._later(desired, error.code, error.message)
+                return
+        if error.code in _PASSING:
+            self._later(desired, error.code, error.message)
+        else:
+            self._refuse(desired, error.code, error.message)
 
     def _refuse(self, desired: DesiredTask, code: ErrorCode | int, message: str) -> None:
-        self.counts[f"refused_{int(code)}"] += 1
-        self.last_error = f"{desired.task} {desired.version}: {message}"
+        self._fail(f"refused_{int(code)}", f"{desired.task} {desired.version}: {message}")
         with self._store.transaction() as cursor:
             self._packages.write(
                 cursor,
@@ -368,39 +413,117 @@ class Sync:
                 at_us=self._clock(),
             )
             self._report(
-                cursor, desired.task, desired.version, InstallState.REFUSED, int(code), message
+                cursor,
+                desired.task,
+                desired.version,
+                InstallState.REFUSED,
+                code=int(code),
+                message=message,
             )
 
-    def _later(self, desired: DesiredTask, code: int, message: str) -> bool:
-        """Report that a task cannot be had for the moment; it stays wanted."""
-        self.counts[f"later_{int(code)}"] += 1
-        self.last_error = f"{desired.task} {desired.version}: {message}"
+    def _later(self, desired: DesiredTask, code: int, message: str) -> None:
+        """Report, once a reason, that a task cannot be had for the moment; it stays wanted."""
+        self._whole = False
+        self._fail(f"later_{int(code)}", f"{desired.task} {desired.version}: {message}")
         said = (desired.task, desired.version, int(code))
-        if self._store.meta_get("sync.said") != repr(said):
-            try:
-                with self._store.transaction() as cursor:
-                    cursor.execute(
-                        "INSERT OR REPLACE INTO meta VALUES ('sync.said', ?)", (repr(said),)
-                    )
-                    self._report(cursor, *said[:2], InstallState.WANTED, *(said[2], message))
-            except UnavailableError:
-                self.counts["report_failed"] += 1  # the disk that is full is this one
-        return False
+        if said in self._told:
+            return
+        try:
+            with self._store.transaction() as cursor:
+                self._report(
+                    cursor, *said[:2], InstallState.WANTED, code=int(code), message=message
+                )
+        except Unavailable:
+            self.counts["report_failed"] += 1  # the disk that is full is this one
+        else:
+            self._told.add(said)
+
+    def _fail(self, reason: str, message: str) -> None:
+        self.counts[reason] += 1
+        self.last_error = message
+
+    # -- changes of state ----------------------------------------------------------------------
+
+    def _want(self, desired: dict[str, int], epoch: int) -> None:
+        if (desired, epoch) != (self._desired, self._epoch):
+            blob = msgspec.json.encode({"epoch": epoch, "tasks": desired})
+            with self._store.transaction() as cursor:
+                cursor.execute("INSERT OR REPLACE INTO meta VALUES ('desired', ?)", (blob,))
+                crashpoint("sync.wanted.before")
+            crashpoint("sync.wanted.after")
+        self._desired, self._epoch = desired, epoch
+
+    def _load_desired(self) -> None:
+        blob = self._store.meta_get("desired")
+        if blob:
+            entry = msgspec.json.decode(blob)
+            self._desired, self._epoch = dict(entry["tasks"]), int(entry["epoch"])
+
+    def _reconsider(self) -> None:
+        """Forget what was refused as incompatible if the device has changed since."""
+        digest = self._facts.digest()
+        if self._store.meta_get("sync.facts") == digest:
+            return
+        with self._store.transaction() as cursor:
+            cursor.execute(
+                "DELETE FROM package WHERE state=? AND code=?",
+                (InstallState.REFUSED, int(ErrorCode.INCOMPATIBLE)),
+            )
+            cursor.execute("INSERT OR REPLACE INTO meta VALUES ('sync.facts', ?)", (digest,))
+
+    def _put_in_force(
+        self, cursor: sqlite3.Cursor, task: str, version: int | None, state: str
+    ) -> None:
+        """Flip the pointer and report it, inside the caller's transaction."""
+        previous = self._packages.active().get(task)
+        row = None if previous is None else self._packages.row(task, previous)
+        if row is not None and row.state == InstallState.GOOD and previous != version:
+            cursor.execute(
+                "INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"lastgood.{task}", previous)
+            )
+        self._packages.activate(cursor, task, version)
+        if version is not None:
+            self._report(cursor, task, version, state)
+
+    def _switch(self, row: PackageRow) -> None:
+        """Put a version in force that is on the disk already."""
+        if self._packages.active().get(row.task) == row.version:
+            return
+        with self._store.transaction() as cursor:
+            self._put_in_force(cursor, row.task, row.version, row.state)
+            crashpoint("sync.flip.before")
+        crashpoint("sync.flip.after")
+        self.generation += 1
+
+    def _remove(self, task: str) -> None:
+        version = self._packages.active()[task]
+        with self._store.transaction() as cursor:
+            self._packages.activate(cursor, task, None)
+            row = self._packages.row(task, version)
+            if row is not None and self._packages.is_held(row.state):
+                self._packages.set_state(cursor, task, version, InstallState.REMOVED)
+            self._report(cursor, task, version, InstallState.REMOVED)
+            crashpoint("sync.removed.before")
+        crashpoint("sync.removed.after")
+        self.generation += 1
 
     def _drop(self, row: PackageRow, message: str) -> None:
         """Forget a version whose files are damaged, so that it is brought again."""
         self.last_error = message
         with self._store.transaction() as cursor:
-            self._packages.activate(cursor, row.task, None)
+            # Its place in the log stays: it comes back as the same version.
+            cursor.execute("DELETE FROM meta WHERE key=?", (f"active.{row.task}",))
             cursor.execute(
                 "DELETE FROM package WHERE task=? AND version=?", (row.task, row.version)
             )
             code = int(ErrorCode.HASH_MISMATCH)
-            self._report(cursor, row.task, row.version, InstallState.WANTED, code, message)
-        self._packages.collect_garbage(
-            other.sha256 for other in self._packages.rows() if other.sha256 != row.sha256
-        )
+            self._report(
+                cursor, row.task, row.version, InstallState.WANTED, code=code, message=message
+            )
+        self._packages.discard(row)
         self.generation += 1
+
+    # -- trials --------------------------------------------------------------------------------
 
     def record_runs(
         self, cursor: sqlite3.Cursor, task: str, version: int, good: int, failed: int
@@ -420,6 +543,7 @@ class Sync:
             return True
         if runs >= self._trial_runs:
             self._packages.set_state(cursor, task, version, InstallState.GOOD)
+            self._packages.forget_kept_place(cursor, task)
             self._report(cursor, task, version, InstallState.GOOD)
         return False
 
@@ -436,20 +560,12 @@ class Sync:
             code = int(ErrorCode.QUARANTINED)
             self._packages.set_state(cursor, task, version, InstallState.BAD, code)
             self._packages.activate(cursor, task, back)
-            self._report(cursor, task, version, InstallState.BAD, code, message)
+            self._report(cursor, task, version, InstallState.BAD, code=code, message=message)
             crashpoint("sync.revert.before")
         crashpoint("sync.revert.after")
         self.counts["reverted"] += 1
         self.generation += 1
         return back
-
-    def _remember_good(self, cursor: sqlite3.Cursor, task: str) -> None:
-        version = self._packages.active().get(task)
-        row = None if version is None else self._packages.row(task, version)
-        if row is not None and row.state == InstallState.GOOD:
-            cursor.execute(
-                "INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"lastgood.{task}", version)
-            )
 
     def _report(
         self,
@@ -457,79 +573,25 @@ class Sync:
         task: str,
         version: int,
         state: str,
-        *problem: Any,
+        *,
+        code: int = 0,
+        message: str = "",
     ) -> None:
-        """Queue an install report; ``problem`` is an error code and a message."""
-        code, message = problem or (0, "")
         report = InstallReport(task, version, state, code, self._clock(), message[:300])
         self._uplink.put_installs(cursor, [report])
-
-    def _fail(self, reason: str, message: str) -> None:
-        self.counts[reason] += 1
-        self.last_error = message
-
-    # -- start-up and clean-up -------------------------------------------------------------------
-
-    def _recheck(self) -> None:
-        """Compare what is said to be installed with the disk: a wiped disk shows as a mismatch."""
-        self.installed()
 
     def _collect(self) -> None:
         """Remove the files of versions that are neither in force nor the last good ones."""
         active = self._packages.active()
-        keep = set()
-        for row in self._packages.rows():
-            in_force = active.get(row.task) == row.version
-            if in_force or row.version == self._packages.last_good(row.task, other_than=-1):
-                keep.add(row)
-        hashes = {row.sha256 for row in keep}
-        for row in keep:
-            try:
-                manifest = self._packages.load(row).manifest
-            except ShoalError:
-                continue
-            hashes.update(bytes.fromhex(r.sha256) for r in manifest.resources if r.separate)
-        self._packages.collect_garbage(hashes)
+        rows = self._packages.rows()
+        keep = [
+            row
+            for row in rows
+            if active.get(row.task) == row.version
+            or row.version == self._packages.last_good(row.task, other_than=0)
+        ]
+        self._packages.collect_garbage(keep)
         with self._store.transaction() as cursor:
-            for row in self._packages.rows():
-                gone = row not in keep and self._packages.is_held(row.state)
-                if gone and self._desired.get(row.task) != row.version:
+            for row in rows:
+                if row not in keep and self._packages.is_held(row.state):
                     self._packages.set_state(cursor, row.task, row.version, InstallState.REMOVED)
-
-
-def _fits(version: str, wanted: str) -> bool:
-    """Whether a version meets clauses such as ``>=1.20, <2``; nothing wanted fits always."""
-    have = _parts(version)
-    for clause in filter(None, (part.strip() for part in wanted.split(","))):
-        match = _CLAUSE.fullmatch(clause)
-        if match is None:
-            return False
-        operator, want = match[1] or "==", _parts(match[2])
-        size = max(len(have), len(want))
-        left = have + (0,) * (size - len(have))
-        right = want + (0,) * (size - len(want))
-        if operator == "==":
-            left = left[: len(want)] + (0,) * (size - len(want))
-        holds = {
-            ">=": left >= right,
-            "<=": left <= right,
-            ">": left > right,
-            "<": left < right,
-            "==": left == right,
-            "!=": left != right,
-        }[operator]
-        if not holds:
-            return False
-    return True
-
-
-def _parts(version: str) -> tuple[int, ...]:
-    parts = []
-    for part in version.split("."):
-        digits = re.match(r"\d+", part)
-        if digits is None:
-            break
-        parts.append(int(digits[0]))
-        if digits[0] != part:
-            break
-    return tuple(parts)
