@@ -201,6 +201,7 @@ class Registry:
             version = max(self._versions.get(task, {}), default=0) + 1
             now = self._clock()
             git = self._git(scenario)
+            git.clear_locks()
             commit = git.commit(task, task_folder, f"{task} {version}", now)
             built = build_package(
                 task_folder,

@@ -9,6 +9,7 @@ Files above 128 KiB lie in the blob store; the tree has a pointer
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +22,7 @@ from dulwich.repo import Repo
 from shoal.cloud.blobs import BlobStore
 from shoal.cloud.tagsign import sign_tag, verify_tag
 from shoal.core.errors import ConflictError, InputError, IntegrityError, NotFoundError
-from shoal.core.files import write_bytes
+from shoal.core.files import fsync_folder, write_bytes
 from shoal.wire.building import source_files
 from shoal.wire.signing import PrivateKey, PublicKey
 from shoal.wire.specs import check_member_path
@@ -58,6 +59,20 @@ class VersionRecord(msgspec.Struct, frozen=True, kw_only=True):
     created_us: int = 0
 
 
+def _make_bare(folder: Path) -> None:
+    """Make a bare repository as a whole: a crash leaves none, or one to be made anew."""
+    making = folder.with_suffix(".making")
+    shutil.rmtree(making, ignore_errors=True)
+    making.mkdir(parents=True)
+    repo = Repo.init_bare(str(making))
+    config = repo.get_config()
+    config.set((b"core",), b"fsyncObjectFiles", True)
+    config.write_to_path()
+    repo.close()
+    making.replace(folder)
+    fsync_folder(folder.parent)
+
+
 class TaskGit:
     """A bare repository at ``folder``; made if missing.
 
@@ -84,13 +99,8 @@ class TaskGit:
         self._blobs = blobs
         self._key = key
         self._trusted = [key.public_key(), *(trusted or [])]
-        if not (self.folder / "objects").is_dir():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            repo = Repo.init_bare(str(self.folder))
-            config = repo.get_config()
-            config.set((b"core",), b"fsyncObjectFiles", True)
-            config.write_to_path()
-            repo.close()
+        if not self.folder.is_dir():
+            _make_bare(self.folder)
         self._repo = Repo(str(self.folder))
         # Tag objects never change under their id, so each is verified once.
         self._read: dict[bytes, tuple[str, str, VersionRecord | IntegrityError]] = {}
@@ -98,6 +108,15 @@ class TaskGit:
     def close(self) -> None:
         """Close the repository's files."""
         self._repo.close()
+
+    def clear_locks(self) -> None:
+        """Remove the lock files of a writer that was killed.
+
+        For the one writer there is: the registry calls it while it holds its own
+        lock, which the kernel frees with the process.
+        """
+        for lock in self.folder.rglob("*.lock"):
+            lock.unlink(missing_ok=True)
 
     # -- writing -----------------------------------------------------------------------------
 
