@@ -88,6 +88,11 @@ class AgentConfig(Settings):
     ca_file: Path | None = None
     clock_skew_s: float = 0.0
 
+    @field_validator("data_dir")
+    @classmethod
+    def _is_absolute(cls, value: Path) -> Path:
+        return value.absolute()  # workers run in a folder of their own
+
     @field_validator("server_url")
     @classmethod
     def _is_address(cls, value: str) -> str:
