@@ -62,11 +62,12 @@ def devices(out: Output, *, task: str | None, after: str, limit: int, server: st
 
 
 def _attributes(device: dict[str, Any]) -> str:
+    """Show what app, device and user say; what the agent knows of itself is in the JSON."""
     rooms = device["attributes"] or {}
     return " ".join(
         f"{room}.{name}={value}"
         for room, values in sorted(rooms.items())
-        if isinstance(values, dict)
+        if isinstance(values, dict) and room != "agent"
         for name, value in sorted(values.items())
     )
 
