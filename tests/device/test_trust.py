@@ -433,6 +433,22 @@ def test_a_version_below_the_floor_is_refused_for_ever(world: World) -> None:
     assert refused(lambda: again.check(desired("demo", 1, "one", 3))) == ErrorCode.BELOW_FLOOR
 
 
+def test_a_held_version_is_withdrawn_by_the_floor_alone(world: World) -> None:
+    device = world.device(refresh_every_s=0)
+    assert not device.withdrawn("demo", 1)
+    world.images.add_target("demo", 2, sha("two"), 3, 2)
+    recorded = world.snapshot("recorded")
+    assert device.withdrawn("demo", 1)
+    assert not device.withdrawn("demo", 2)
+    for trouble in ("down", "rollback"):
+        world.down = trouble == "down"
+        world.served = recorded
+        world.now += 10 * DAY  # everything verified has expired
+        assert device.withdrawn("demo", 1)
+        assert not device.withdrawn("demo", 2)
+    assert not device.withdrawn("unheard-of", 1)
+
+
 def test_hold_none_needs_no_image(world: World) -> None:
     world.down = True
     world.device().check(desired("demo", 0, "", 0))

@@ -381,6 +381,18 @@ class TrustStore:
         with self._lock:
             return self._seen.floors.get(task, 0)
 
+    def withdrawn(self, task: str, version: int) -> bool:
+        """Whether a version that the device holds already may not run any more.
+
+        For versions on the disk, which need no new proof of their bytes: the floor
+        is looked up if it can be, and what was seen before counts in any case, so
+        neither a network that is away nor one that lies stops or revives anything.
+        """
+        with self._lock:
+            with contextlib.suppress(UnavailableError, TrustError):
+                self.image(task, version)
+            return version < self._seen.floors.get(task, 0)
+
     # -- the director --------------------------------------------------------------------------
 
     def _director_keys(self) -> list[bytes]:
