@@ -23,6 +23,8 @@ IMPORT_REFUSED, SANDBOX, OUTPUT_TOO_LARGE, ENGINE_ERROR = 304, 305, 306, 307
 LOG_LINES, LOG_CHARACTERS = 50, 500
 LATE = "the run took longer than its deadline"
 NO_MEMORY = "the run needed more memory than its limit"
+#: Package folders that code was loaded from.
+_FOLDERS: set[str] = set()
 
 
 class DeadlineExceeded(BaseException):
@@ -225,6 +227,7 @@ def load_module(path: str, name: str) -> ModuleType:
 def load_entry(folder: str, entry: str) -> Any:
     """Return the function that ``module:function`` names inside a package folder."""
     module_name, _, function = entry.partition(":")
+    _forget_other_packages(folder)
     if folder not in sys.path:
         sys.path.insert(0, folder)
     path = f"{folder}/{module_name.replace('.', '/')}.py"
@@ -236,6 +239,18 @@ def load_entry(folder: str, entry: str) -> Any:
         return getattr(module, function)
     except AttributeError:
         raise ImportError(f"{module_name}.py has no function {function!r}") from None
+
+
+def _forget_other_packages(folder: str) -> None:
+    """Inline, packages share this process: one's ``helper.py`` is not another's."""
+    others = tuple(f"{path}/" for path in _FOLDERS if path != folder)
+    for name, module in list(sys.modules.items()):
+        if others and str(getattr(module, "__file__", None) or "").startswith(others):
+            del sys.modules[name]
+    for path in _FOLDERS - {folder}:
+        if path in sys.path:
+            sys.path.remove(path)
+    _FOLDERS.add(folder)
 
 
 def run_seed(seed: int, device: bytes, task: str, run: bytes) -> int:

@@ -27,9 +27,10 @@ def _load(path: Path, name: str) -> ModuleType:
 runtime: Any = _load(_CONTAINER / "_runtime.py", "shoal_task")
 
 
+#: ``shoal_streams``: the stream functions and their windows, which tasks may import too.
+_streams: Any = _load(_CONTAINER.parent / "stream" / "operators.py", "shoal_streams")
+
+
 def streams(events: Any) -> Any:
-    """Return a stream over events (``shoal_streams``, loaded when first used)."""
-    module = sys.modules.get("shoal_streams") or _load(
-        _CONTAINER.parent / "stream" / "operators.py", "shoal_streams"
-    )
-    return module.Stream(events)
+    """Return a stream over events."""
+    return _streams.Stream(events)
