@@ -115,7 +115,7 @@ def _table(report: DemoReport) -> None:
         ),
         ("devices that got the broken version 2", f"{report.broken_devices}"),
         (
-            "rollback after the first failure: decided / done",
+            "rollback, from its first gray step on: decided / done",
             f"{seconds(report.rollback_decided_s)} / {seconds(report.rollback_done_s)}",
         ),
         (

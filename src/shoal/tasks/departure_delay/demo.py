@@ -32,7 +32,7 @@ from shoal.cloud.http import CloudServer
 from shoal.cloud.middleware import ASGIApp
 from shoal.cloud.policy import Guardrail, ReleasePolicy
 from shoal.cloud.service import Cloud
-from shoal.cloud.store import device, feature, holding, result, run_summary, sticky
+from shoal.cloud.store import device, feature, holding, result, sticky
 from shoal.core.errors import ShoalError
 from shoal.core.seeds import philox
 from shoal.data.flights import FlightTable, busiest_aircraft, load_flights
@@ -404,7 +404,7 @@ class Demo:
                 if row.attributes.get("app", {}).get("major", 0) >= 2
             ]
         policy = ReleasePolicy(
-            steps=(4000, 7000, 10_000),
+            steps=(5000, 8000, 10_000),
             beta_devices=tuple(ids[:2]),
             min_dwell_s=1.0,
             max_dwell_s=self.config.timeout_s,
@@ -491,21 +491,14 @@ class Demo:
         history = reports.release_history(cloud.store, release)
         version = cloud.releases.status(release)["version"]
         with cloud.store.read() as connection:
-            first = connection.execute(
-                sa.select(sa.func.min(run_summary.c.received_us)).where(
-                    run_summary.c.task == _TASK,
-                    run_summary.c.version == version,
-                    run_summary.c.outcome != 0,
-                )
-            ).scalar_one()
             self.report.broken_devices = connection.execute(
                 sa.select(sa.func.count()).select_from(sticky).where(sticky.c.release == release)
             ).scalar_one()
-        times = {row["to_state"]: row["at_us"] for row in history}
-        if first is not None and "rolling_back" in times:
-            self.report.rollback_decided_s = (times["rolling_back"] - first) / 1e6
-        if first is not None and "rolled_back" in times:
-            self.report.rollback_done_s = (times["rolled_back"] - first) / 1e6
+        times = {row["to_state"]: row["at_us"] for row in reversed(history)}
+        if "gray" in times and "rolling_back" in times:
+            self.report.rollback_decided_s = (times["rolling_back"] - times["gray"]) / 1e6
+        if "gray" in times and "rolled_back" in times:
+            self.report.rollback_done_s = (times["rolled_back"] - times["gray"]) / 1e6
         self._say(f"version {version} was rolled back by its guardrail")
 
     def _measure_runs(self) -> None:
