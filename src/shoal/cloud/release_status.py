@@ -74,10 +74,10 @@ def simulation_problem(report: SimulationReport, limits: Mapping[str, Any]) -> s
     limits : mapping
         The limits that the task's own manifest states.
     """
-    if report.n_traces < 1 or report.n_runs < 1:
-        return "no trace was replayed, or none caused a run"
     if report.failures:
         return report.message or f"{report.failures} of {report.n_runs} runs failed"
+    if report.n_traces < 1 or report.n_runs < 1:
+        return "no trace was replayed, or none caused a run"
     deadline_ms = limits.get("deadline_ms")
     if deadline_ms and report.max_wall_us > deadline_ms * 1000:
         return f"a run took {report.max_wall_us / 1000:.0f} ms, the limit is {deadline_ms} ms"
