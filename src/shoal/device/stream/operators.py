@@ -4,6 +4,8 @@ Walle sheet B.4 (the four words are Walle's, OSDI 2022). Standard library only:
 this file is loaded by its path inside a task's VM. Event time throughout; an
 event costs O(1), whatever the window holds.
 
+Examples
+--------
 >>> from collections import namedtuple
 >>> E = namedtuple("E", "ts_us page")
 >>> stream = Stream([E(0, "a"), E(1, "b"), E(12, "a")], lateness_us=0)
