@@ -18,7 +18,9 @@ PROMISES = {
         "40 s  page_exit@detail wakes offer (left)",
     ],
     "guardrails.py": ["at most  1.0% may fail:   377", "50%:", "(median of 50)"],
+    "fleet_of_two.py": ["interest 1 clicks 1", "interest 1 clicks 2"],
     "simulate_fleet.py": ["good: ended as full", "bad: ended as rolled_back", "cohort 0"],
+    "ipv_on_a_device.py": ["visit e461e602: 32 numbers, cart", "16 features: 2,048 bytes, 0.6 %"],
     "middleware.py": ["a browser gets {'item': 7}", "and the notice 0.0.0"],
 }
 
