@@ -217,6 +217,9 @@ def _play(
                 ts_us=event.ts_us,
                 visit=event.visit,
                 event_id=event.id,
+                # Clocks of the recording's own: what comes out must not depend on today.
+                mono_us=event.mono_us or event.ts_us,
+                boot=event.boot,
             )
         log.flush()
         while not runner.idle:
