@@ -157,6 +157,26 @@ def run(ctx, batch):
         assert ask(pool, good, 2.0).result(timeout=30).emits == [("out", [2.0], 0)]
 
 
+def test_a_worker_that_goes_deaf_is_killed(tmp_path: Path) -> None:
+    source = """
+        import os
+        def run(ctx, batch):
+            for fd in range(3, 20):
+                try:
+                    os.close(fd)
+                except OSError:
+                    pass
+            while True:
+                pass
+    """
+    with pool_of() as pool:
+        future = ask(pool, write_task(tmp_path, source))
+        assert wait_until(lambda: pool.stats()["pids"])
+        worker = pool.stats()["pids"][0]
+        assert future.result(timeout=30).outcome == ErrorCode.VM_CRASHED
+        assert wait_until(lambda: not is_alive(worker))
+
+
 def test_an_undeclared_output_is_refused_by_the_pool_too(tmp_path: Path) -> None:
     source = """
         def run(ctx, batch):

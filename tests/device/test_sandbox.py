@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import socket
 import time
 from pathlib import Path
 
@@ -151,6 +153,114 @@ def test_level_zero_permits_what_the_sandbox_forbids(tmp_path: Path) -> None:
         reply = run_at(0, tmp_path, body)
         assert reply.outcome == 0, reply.message
     assert (outside / "new").exists()
+
+
+@needs_landlock
+def test_the_network_is_shut_from_level_two(tmp_path: Path) -> None:
+    body = "import socket; socket.create_connection(('127.0.0.1', {port}), 2).close()"
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        body = body.format(port=listener.getsockname()[1])
+        assert run_at(2, tmp_path, body).outcome == ErrorCode.SANDBOX_VIOLATION
+        assert run_at(0, tmp_path, body).outcome == 0  # the negative control
+
+
+@needs_landlock
+def test_a_worker_of_root_has_no_powers_left(tmp_path: Path) -> None:
+    body = (
+        "lines = open('/proc/self/status').read().splitlines()\n"
+        "ctx.emit('out', {l.split(':')[0]: l.split()[1] for l in lines if l[:3] in ('Cap', 'NoN')})"
+    )
+    reply = run_at(2, tmp_path, body)
+    assert reply.outcome == 0, reply.message
+    facts = reply.emits[0][1]
+    assert {int(facts[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd")} == {0}
+    assert facts["NoNewPrivs"] == "1"
+
+
+@needs_seccomp
+@pytest.mark.parametrize(
+    ("number", "arguments"),
+    [
+        ("prlimit64", "0, 9, ctypes.byref(limit), 0"),
+        ("memfd_create", "b'x', 0"),
+        ("io_uring_setup", "8, ctypes.create_string_buffer(256)"),
+        ("bpf", "0, 0, 0"),
+        ("ptrace", "0, 0, 0, 0"),
+        ("process_vm_readv", "1, 0, 0, 0, 0, 0"),
+        ("unshare", "0x10000000"),
+        ("keyctl", "0, 0, 0, 0, 0"),
+        ("userfaultfd", "0"),
+        ("x32_getpid", ""),
+    ],
+)
+def test_bare_system_calls_are_refused(number: str, arguments: str, tmp_path: Path) -> None:
+    if platform.machine() != "x86_64":
+        pytest.skip("the numbers here are those of x86_64")
+    numbers = {
+        "prlimit64": 302,
+        "memfd_create": 319,
+        "io_uring_setup": 425,
+        "bpf": 321,
+        "ptrace": 101,
+        "process_vm_readv": 310,
+        "unshare": 272,
+        "keyctl": 250,
+        "userfaultfd": 323,
+        "x32_getpid": 0x40000000 + 39,
+    }
+    body = (
+        "import ctypes\n"
+        "class Limit(ctypes.Structure): _fields_ = [('a', ctypes.c_ulong), ('b', ctypes.c_ulong)]\n"
+        "limit = Limit(1 << 40, 1 << 40)\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        f"result = libc.syscall({', '.join(filter(None, [str(numbers[number]), arguments]))})\n"
+        "ctx.emit('out', [result, ctypes.get_errno()])"
+    )
+    reply = run_at(3, tmp_path, body)
+    assert reply.outcome == 0, reply.message
+    assert reply.emits[0][1] == [-1, 1]  # EPERM
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "from threading import Thread\nimport time\n"
+        "while True: Thread(target=time.sleep, args=(9,)).start()",
+        "while True: ctx.emit('out', 'x' * 1000)",
+        "while True: ctx.log('x' * 1000); ctx.state[len(ctx.state)] = 'x' * 1000",
+        "x = []\nfor _ in range(10**6): x = [x]\nctx.emit('out', x)",
+        "x = []; x.append(x); ctx.emit('out', x)",
+        "open('big', 'wb').write(b'x' * (32 << 20))",
+        "import sys; sys.setrecursionlimit(10**9)\nf = lambda n: f(n + 1)\nf(0)",
+        "import os\nfor number in range(1, 32): os.kill(0, number)",
+    ],
+)
+def test_bombs_go_off_inside(body: str, tmp_path: Path) -> None:
+    reply = run_at(LEVEL, tmp_path, body, deadline_ms=1500)
+    assert reply.outcome in {
+        ErrorCode.DEADLINE,
+        ErrorCode.MEMORY,
+        ErrorCode.EXCEPTION,
+        ErrorCode.SANDBOX_VIOLATION,
+        ErrorCode.VM_CRASHED,
+        ErrorCode.OUTPUT_TOO_LARGE,
+    }, reply
+    assert reply.message
+
+
+@pytest.mark.parametrize(
+    ("abi", "filters", "level"), [(7, True, 3), (4, False, 2), (0, True, 1), (0, False, 1)]
+)
+def test_what_the_kernel_lacks_lowers_the_level(
+    abi: int, filters: bool, level: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shoal.device.container import landlock, seccomp
+
+    monkeypatch.setattr(landlock, "abi", lambda: abi)
+    monkeypatch.setattr(seccomp, "available", lambda: filters)
+    assert probe_sandbox() == level
 
 
 def test_scratch_is_writable_and_package_is_readable(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import msgspec
 
 from shoal.device.container._runtime_loader import runtime
 from shoal.device.container.execution import TaskInstance
-from shoal.device.container.messages import LoadOrder, RunOrder, encode
+from shoal.device.container.messages import RunOrder, encode, load_order
 from shoal.device.container.requests import RunReply, RunRequest, TaskCode
 from shoal.device.engine import load_engine
 from shoal.wire.codes import ErrorCode
@@ -67,14 +67,15 @@ class InlineBackend:
             return self._failed(request, ErrorCode.SANDBOX_VIOLATION, text)
         instance = self._loaded.get(code.key)
         if instance is None:
-            instance = TaskInstance(_load_order(code), "inline", time.thread_time_ns)
+            order = load_order(code, memory_mb=code.memory_mb, sandbox_level=0, scratch="")
+            instance = TaskInstance(order, "inline", time.thread_time_ns)
             outcome, message = self._load(instance, code)
             if outcome:
                 return self._failed(request, outcome, message)
             self._loaded[code.key] = instance
         # Through the codec, as if it travelled: what the caller holds cannot be changed by
         # the task, and the task sees the very same values as in a worker.
-        order = _decode_order(
+        run = _decode_order(
             encode(
                 (
                     request.run,
@@ -87,7 +88,7 @@ class InlineBackend:
                 )
             )
         )
-        reply = _decode_reply(instance.run(order)[1])
+        reply = _decode_reply(instance.run(run)[1])
         if reply.outcome == 0 and reply.wall_us > deadline_s * 1e6:
             return self._failed(request, runtime.DEADLINE, runtime.LATE)
         return reply
@@ -120,21 +121,3 @@ class InlineBackend:
         """Refuse further runs."""
         with self._lock:
             self._closed = True
-
-
-def _load_order(code: TaskCode) -> LoadOrder:
-    return LoadOrder(
-        task=code.task,
-        version=code.version,
-        folder=str(code.folder),
-        entry=code.entry,
-        models={name: str(path) for name, path in code.models.items()},
-        engine=code.engine if code.models else "",
-        threads=code.threads,
-        outputs=dict(code.outputs),
-        memory_mb=code.memory_mb,
-        output_bytes=code.output_kb << 10,
-        seed=code.seed,
-        sandbox_level=0,
-        scratch="",
-    )

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 from shoal.device.container.requests import TaskCode
 from shoal.device.container.slots import Job, Slot
 
-__all__ = ["Lane"]
+__all__ = ["Lane", "Lanes"]
 
 #: Work, in microseconds, that may lie ahead of a worker: enough to keep it busy
 #: while the pool's thread waits for the interpreter, too little to matter to balance.
 _AHEAD_US = 4000.0
 _MOST_AHEAD = 256
+#: Lanes above which unused ones are forgotten.
+_MANY_LANES = 256
 #: Backlog, in microseconds, that is worth another worker.
 _WORTH_A_WORKER_US = 3000.0
 
@@ -80,3 +83,66 @@ class Lane:
             "workers": len(self.slots),
             "run_us": round(self.run_us),
         }
+
+
+class Lanes:
+    """Every lane, and the turns of those in which something waits.
+
+    Attributes
+    ----------
+    hungry : dict of int to Lane
+        Lanes with a queue, in the order of their turns.
+    """
+
+    def __init__(self) -> None:
+        self._lanes: dict[Any, Lane] = {}
+        self.hungry: dict[int, Lane] = {}
+
+    def __iter__(self) -> Iterator[Lane]:
+        return iter(self._lanes.values())
+
+    def of(self, code: TaskCode) -> Lane:
+        """Return the lane of a version of a task."""
+        lane = self._lanes.get(code.key)
+        if lane is None:
+            if len(self._lanes) >= _MANY_LANES:  # versions come and go
+                kept = {key: old for key, old in self._lanes.items() if old.queue or old.slots}
+                self._lanes = kept
+            lane = self._lanes[code.key] = Lane(code)
+        return lane
+
+    def push(self, job: Job) -> None:
+        """A run waits, behind the others."""
+        queue = job.lane.queue
+        queue.append(job)
+        if len(queue) == 1:
+            self.hungry[id(job.lane)] = job.lane
+
+    def push_front(self, lane: Lane, jobs: list[Job]) -> None:
+        """Runs wait again, before the others and in their order."""
+        lane.queue.extendleft(reversed(jobs))
+        if lane.queue:
+            self.hungry[id(lane)] = lane
+
+    def take_all(self, lane: Lane) -> list[Job]:
+        """Empty a lane and return what waited in it."""
+        jobs = list(lane.queue)
+        lane.queue.clear()
+        self.fed(lane)
+        return jobs
+
+    def fed(self, lane: Lane) -> None:
+        """Nothing waits in a lane any more."""
+        self.hungry.pop(id(lane), None)
+
+    def had_its_turn(self, lane: Lane) -> None:
+        """A lane got a worker: it stands behind the others that wait."""
+        self.hungry[id(lane)] = self.hungry.pop(id(lane))
+
+    def others_wait(self, lane: Lane) -> bool:
+        """Say whether something waits in another lane."""
+        return len(self.hungry) > (id(lane) in self.hungry)
+
+    def waiting(self) -> int:
+        """Return how many runs wait."""
+        return sum(len(lane.queue) for lane in self._lanes.values())

@@ -9,9 +9,12 @@ first. Replies come in the order of the orders.
 from __future__ import annotations
 
 import struct
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+if TYPE_CHECKING:
+    from shoal.device.container.requests import TaskCode
 
 __all__ = [
     "LEAVING",
@@ -24,6 +27,7 @@ __all__ = [
     "RunOrder",
     "encode",
     "frame",
+    "load_order",
 ]
 
 #: Before every body: its length in bytes.
@@ -54,6 +58,25 @@ class LoadOrder(msgspec.Struct, frozen=True, array_like=True):
     seed: int
     sandbox_level: int
     scratch: str
+
+
+def load_order(code: TaskCode, *, memory_mb: int, sandbox_level: int, scratch: str) -> LoadOrder:
+    """Return the order to load a version of a task."""
+    return LoadOrder(
+        task=code.task,
+        version=code.version,
+        folder=str(code.folder),
+        entry=code.entry,
+        models={name: str(path) for name, path in code.models.items()},
+        engine=code.engine if code.models else "",
+        threads=code.threads,
+        outputs=dict(code.outputs),
+        memory_mb=memory_mb,
+        output_bytes=code.output_kb << 10,
+        seed=code.seed,
+        sandbox_level=sandbox_level,
+        scratch=scratch,
+    )
 
 
 class RunEvent(msgspec.Struct, array_like=True):

@@ -81,12 +81,12 @@ class ProcessBackend:
         )
         data = LENGTH.pack(len(body)) + body
         with self._lock:
-            lane = self._work.lane(request.code)
+            lane = self._work.lanes.of(request.code)
             refused = self._refusal(lane)
             if refused is None:
                 self._work.queue(Job(request.run, data, deadline_s, lane, future))
                 return future
-            self._work.counts["refused"] += 1
+            self._work.ledger.counts["refused"] += 1
         outcome, message = refused
         future.set_result(RunReply(request.run, int(outcome), message=message, backend="process"))
         return future
@@ -124,8 +124,8 @@ class ProcessBackend:
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout=10)
         for job in self._work.take_all():
-            self._work.answer(job, ErrorCode.CANCELLED, "the pool was closed")
-        self._settle(self._work.done)
+            self._work.ledger.answer(job, ErrorCode.CANCELLED, "the pool was closed")
+        self._settle(self._work.ledger.done)
         self._work.end()
         self._poll.close()
         os.close(self._wake_read)
@@ -151,9 +151,9 @@ class ProcessBackend:
                         work.attend(descriptor, events)
                 if now >= work.alarm:
                     work.check_deadlines(now)
-                if work.hungry:
+                if work.lanes.hungry:
                     work.feed_all()
-                done, work.done = work.done, []
+                done, work.ledger.done = work.ledger.done, []
                 pause = self._plan(now, active=bool(ready))
             # Callbacks of the futures run without the lock: they may submit again.
             self._settle(done)
@@ -173,7 +173,7 @@ class ProcessBackend:
             try:
                 future.set_result(reply)
             except InvalidStateError:  # the caller cancelled it
-                self._work.counts["cancelled"] += 1
+                self._work.ledger.counts["cancelled"] += 1
 
     def _sleep_off(self) -> None:
         with contextlib.suppress(BlockingIOError):

@@ -3,7 +3,7 @@
 Everything here happens under the lock of the backend, which hands in runs
 (:meth:`Workforce.queue`), events of descriptors (:meth:`Workforce.attend`) and
 the passing of time (:meth:`Workforce.check_deadlines`), and takes finished runs
-out of :attr:`Workforce.done`.
+out of the ledger.
 """
 
 from __future__ import annotations
@@ -12,23 +12,20 @@ import os
 import select
 import signal
 import time
-from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from shoal.device.container.forking import ZygoteLink, ZygoteNews
-from shoal.device.container.lanes import Lane
+from shoal.device.container.lanes import Lane, Lanes
+from shoal.device.container.ledger import Ledger, cause_of
 from shoal.device.container.messages import (
     LEAVING,
-    NO_MEMORY,
-    SANDBOX_REFUSED,
     STATE_LIMIT,
-    LoadOrder,
     frame,
+    load_order,
 )
 from shoal.device.container.requests import RunReply, TaskCode
 from shoal.device.container.slots import Job, Slot
@@ -48,8 +45,6 @@ _MOST_ATTEMPTS = 3
 _END = 0.5
 #: Runs before its last at which a worker's successor is started.
 _SUCCESSOR_BEFORE = 200
-#: Lanes above which unused ones are forgotten.
-_MANY_LANES = 256
 #: Zygotes that end without a word before the pool gives up.
 _MOST_SILENT_ENDS = 3
 
@@ -74,8 +69,10 @@ class Workforce:
     ----------
     alarm : float
         Steady time at which the pump looks at deadlines by itself.
-    done : list of (Future, RunReply)
-        Finished since the pump last emptied it.
+    lanes : Lanes
+        What waits.
+    ledger : Ledger
+        What has finished, and counts.
     broken : str
         Why no worker can be started; empty while all is well.
     """
@@ -95,8 +92,7 @@ class Workforce:
         self._scratch = scratch
         self._poll = poll
         self._wake = wake
-        self._lanes: dict[Any, Lane] = {}
-        self.hungry: dict[int, Lane] = {}  # lanes with a queue, in the order of their turns
+        self.lanes = Lanes()
         self._slots: dict[int, Slot] = {}
         self._by_descriptor: dict[int, Slot] = {}
         self._busy = 0
@@ -104,35 +100,17 @@ class Workforce:
         self._silent_ends = 0
         self.alarm = 0.0
         self.broken = ""
-        self.done: list[tuple[Future[RunReply], RunReply]] = []
-        self.counts: Counter[str] = Counter()
-        self.outcomes: Counter[int] = Counter()
+        self.ledger = Ledger()
         self._zygote = self._start_zygote()
-
-    def lane(self, code: TaskCode) -> Lane:
-        """Return the lane of a version of a task."""
-        lane = self._lanes.get(code.key)
-        if lane is None:
-            if len(self._lanes) >= _MANY_LANES:  # versions come and go; keep what is in use
-                used = {id(slot.lane) for slot in self._slots.values()}
-                kept = (
-                    (key, old) for key, old in self._lanes.items() if old.queue or id(old) in used
-                )
-                self._lanes = dict(kept)
-            lane = self._lanes[code.key] = Lane(code)
-        return lane
 
     def queue(self, job: Job) -> None:
         """Take a run in, and give it to a worker if one should have it now."""
-        lane = job.lane
-        lane.queue.append(job)
-        if len(lane.queue) == 1:
-            self.hungry[id(lane)] = lane
-        self._feed(lane)
+        self.lanes.push(job)
+        self._feed(job.lane)
 
     def prewarm(self, code: TaskCode, number: int) -> None:
         """Start workers for a task if there is room."""
-        lane = self.lane(code)
+        lane = self.lanes.of(code)
         while len(lane.slots) < number and len(self._slots) < self._resident:
             if self._launch(lane) is None:
                 return
@@ -160,7 +138,7 @@ class Workforce:
                 self._block(slot)
             if slot.quota <= 0:
                 self._retire(slot)
-        self.hungry.pop(id(lane), None)
+        self.lanes.fed(lane)
 
     def _room(self, lane: Lane, slot: Slot) -> int:
         """Return how many runs to hand a chosen worker: its share of the queue at most."""
@@ -175,8 +153,7 @@ class Workforce:
                 return slot
             if lane.wants_worker():
                 return self._launch(lane)
-        others = len(self.hungry) - (id(lane) in self.hungry)
-        if others:
+        if self.lanes.others_wait(lane):
             return None  # their turn comes when this lane's workers have run dry
         return lane.least_busy(lane.depth())
 
@@ -198,18 +175,9 @@ class Workforce:
         code = lane.code
         scratch = self._scratch / str(self._numbers)
         scratch.mkdir()
-        order = LoadOrder(
-            task=code.task,
-            version=code.version,
-            folder=str(code.folder),
-            entry=code.entry,
-            models={name: str(path) for name, path in code.models.items()},
-            engine=code.engine if code.models else "",
-            threads=code.threads,
-            outputs=dict(code.outputs),
+        order = load_order(
+            code,
             memory_mb=min(code.memory_mb, self._config.memory_limit_mb),
-            output_bytes=code.output_kb << 10,
-            seed=code.seed,
             sandbox_level=self._level,
             scratch=str(scratch),
         )
@@ -225,7 +193,7 @@ class Workforce:
         self._by_descriptor[slot.connection.fileno()] = slot
         self._poll.register(slot.connection, select.EPOLLIN)
         lane.slots.append(slot)
-        self.counts["started"] += 1
+        self.ledger.counts["started"] += 1
         return slot
 
     def _retire(self, slot: Slot) -> None:
@@ -241,17 +209,17 @@ class Workforce:
 
     def feed_all(self) -> None:
         """Give every lane its turn."""
-        for lane in list(self.hungry.values()):
+        for lane in list(self.lanes.hungry.values()):
             before = self._busy
             self._feed(lane)
-            if lane.queue and self._busy > before:  # it had its turn: behind the others
-                self.hungry[id(lane)] = self.hungry.pop(id(lane))
+            if lane.queue and self._busy > before:
+                self.lanes.had_its_turn(lane)
 
     # -- the zygote --------------------------------------------------------------------------
 
     def _start_zygote(self) -> ZygoteLink:
         self._scratch.mkdir(exist_ok=True)  # the last zygote has taken it away
-        self.counts["zygotes"] += 1
+        self.ledger.counts["zygotes"] += 1
         zygote = ZygoteLink(self._scratch)
         self._poll.register(zygote.socket, select.EPOLLIN)
         return zygote
@@ -259,7 +227,8 @@ class Workforce:
     def _hear(self, news: ZygoteNews) -> None:
         slot = self._slots.get(news.number)
         if news.kind == "forked":
-            if slot is None:
+            if slot is None:  # given up before it was born
+                signal.pidfd_send_signal(news.descriptor, signal.SIGKILL)
                 os.close(news.descriptor)
                 return
             slot.pid, slot.process_fd = news.value, news.descriptor
@@ -285,7 +254,7 @@ class Workforce:
             self._drain(slot)
             self._bury(slot, LEAVING)
         if self.broken:
-            for lane in self._lanes.values():
+            for lane in self.lanes:
                 self._fail_queue(lane, ErrorCode.VM_CRASHED, self.broken)
 
     def attend(self, descriptor: int, events: int) -> None:
@@ -345,18 +314,7 @@ class Workforce:
             slot.base_kb = reply.peak_kb
         elif reply.peak_kb - slot.base_kb > self._config.recycle_growth_mb << 10:
             slot.retiring = True
-        outcome = reply.outcome
-        if (reply.emits or reply.features) and not _is_declared(reply, slot.lane.code):
-            # The runtime in the worker refuses these; who gets here has tampered with it.
-            self.counts["undeclared"] += 1
-            outcome = int(ErrorCode.SANDBOX_VIOLATION)
-            text = "the task sent an output that it did not declare"
-            reply = RunReply(job.run, outcome, message=text, backend="process")
-        self.counts["runs"] += 1
-        if outcome:
-            self.counts["failures"] += 1
-            self.outcomes[outcome] += 1
-        self.done.append((job.future, reply))
+        self.ledger.finish(job, reply)
 
     def _loaded(self, slot: Slot, reply: RunReply) -> None:
         """The first word of a worker: it has loaded the task, or why it could not."""
@@ -366,7 +324,7 @@ class Workforce:
             return
         slot.retiring = True
         for job in slot.jobs:
-            self.answer(job, reply.outcome, reply.message)
+            self.ledger.answer(job, reply.outcome, reply.message)
         self._empty(slot)
         self._fail_queue(slot.lane, reply.outcome, reply.message)
         self._retire(slot)
@@ -439,7 +397,7 @@ class Workforce:
                 slot.signal(signal.SIGALRM)
 
     def _kill(self, slot: Slot, now: float, why: str) -> None:
-        self.counts["killed"] += 1
+        self.ledger.counts["killed"] += 1
         slot.deadline = now + _END
         slot.kill((ErrorCode.DEADLINE, why))
 
@@ -448,12 +406,14 @@ class Workforce:
         if self._slots.pop(slot.number, None) is None:
             return
         self._lose(slot)
-        self.counts["ended"] += 1
+        self.ledger.counts["ended"] += 1
         lane, jobs = slot.lane, list(slot.jobs)
         ended = 0 if slot.garbled else slot.ended_runs()
         if slot.killed_for is not None:  # somebody was late, whatever the counter says
             ended = min(ended, max(len(jobs) - 1, 0))
         self._empty(slot)
+        if status is None:  # it closed its socket, or hangs; nobody waits for it any longer
+            slot.signal(signal.SIGKILL)
         slot.close()
         if not jobs:
             return
@@ -465,40 +425,31 @@ class Workforce:
             victim = jobs[ended] if ended < len(jobs) else None
         else:
             again, victim = [], jobs[0]
-        outcome, message = slot.killed_for or _cause(status)
+        outcome, message = slot.killed_for or cause_of(status)
         if victim is not None:
-            self.answer(victim, outcome, message)
+            self.ledger.answer(victim, outcome, message)
         if not slot.ready and victim is not None:
             for job in jobs[1:]:
-                self.answer(job, outcome, message)
+                self.ledger.answer(job, outcome, message)
             self._fail_queue(lane, outcome, message)
         self._give_back(lane, again, fruitless=victim is None and slot.runs == 0)
 
     def _give_back(self, lane: Lane, jobs: list[Job], *, fruitless: bool) -> None:
         """Put runs first in the queue again; those that only ever end workers are given up."""
-        for job in reversed(jobs):
+        again = []
+        for job in jobs:
             job.attempts += fruitless
             if job.attempts >= _MOST_ATTEMPTS:
                 text = f"{job.attempts} workers ended before they came to this run"
-                self.answer(job, ErrorCode.VM_CRASHED, text)
+                self.ledger.answer(job, ErrorCode.VM_CRASHED, text)
             else:
-                self.counts["rerun"] += 1
-                lane.queue.appendleft(job)
-        if lane.queue:
-            self.hungry[id(lane)] = lane
+                again.append(job)
+        self.ledger.counts["rerun"] += len(again)
+        self.lanes.push_front(lane, again)
 
     def _fail_queue(self, lane: Lane, outcome: int, message: str) -> None:
-        while lane.queue:
-            self.answer(lane.queue.popleft(), outcome, message)
-        self.hungry.pop(id(lane), None)
-
-    def answer(self, job: Job, outcome: int, message: str) -> None:
-        """Finish a run without a reply of a worker."""
-        self.counts["runs"] += 1
-        self.counts["failures"] += 1
-        self.outcomes[int(outcome)] += 1
-        reply = RunReply(job.run, int(outcome), message=message, backend="process")
-        self.done.append((job.future, reply))
+        for job in self.lanes.take_all(lane):
+            self.ledger.answer(job, outcome, message)
 
     def next_look(self) -> float:
         """Return the steady time of the next deadline; infinity if nobody is at work."""
@@ -508,7 +459,7 @@ class Workforce:
     def take_all(self) -> list[Job]:
         """Return every run that has no reply yet (the pool closes)."""
         jobs = [job for slot in self._slots.values() for job in slot.jobs]
-        return jobs + [job for lane in self._lanes.values() for job in lane.queue]
+        return jobs + [job for lane in self.lanes for job in lane.queue]
 
     def end(self) -> None:
         """Kill every worker and the zygote."""
@@ -523,33 +474,11 @@ class Workforce:
         """Return counts, outcomes and what every worker and queue is doing."""
         counts = ("runs", "failures", "started", "ended", "killed", "refused", "rerun")
         return {
-            **{name: self.counts[name] for name in (*counts, "undeclared", "zygotes")},
-            "outcomes": dict(self.outcomes),
+            **{name: self.ledger.counts[name] for name in (*counts, "undeclared", "zygotes")},
+            "outcomes": dict(self.ledger.outcomes),
             "workers": len(self._slots),
             "busy": self._busy,
-            "waiting": sum(len(lane.queue) for lane in self._lanes.values()),
-            "tasks": [lane.describe() for lane in self._lanes.values()],
+            "waiting": self.lanes.waiting(),
+            "tasks": [lane.describe() for lane in self.lanes],
             "pids": [slot.pid for slot in self._slots.values() if slot.pid],
         }
-
-
-def _is_declared(reply: RunReply, code: TaskCode) -> bool:
-    declared = code.outputs
-    return all(entry[0] in declared for entry in reply.emits) and all(
-        entry[0] in declared for entry in reply.features
-    )
-
-
-def _cause(status: int | None) -> tuple[int, str]:
-    """Return outcome and message for the exit status of a worker that died on a run."""
-    if status in {NO_MEMORY, -signal.SIGKILL}:
-        return ErrorCode.MEMORY, "the worker ran out of memory or was killed by the system"
-    if status == SANDBOX_REFUSED:
-        return ErrorCode.SANDBOX_VIOLATION, "the sandbox could not be entered"
-    if status == -signal.SIGSYS:
-        return ErrorCode.SANDBOX_VIOLATION, "the task made a system call that is forbidden"
-    if status is not None and status < 0:
-        return ErrorCode.VM_CRASHED, f"the worker died of {signal.Signals(-status).name}"
-    if status is None:
-        return ErrorCode.VM_CRASHED, "the worker ended, nobody knows how"
-    return ErrorCode.VM_CRASHED, f"the worker ended itself with status {status}"
