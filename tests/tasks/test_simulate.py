@@ -345,7 +345,7 @@ def test_drafts_that_prove_nothing_stay_drafts(stage: Stage, source: Any) -> Non
     tester = stage.tester(timeout_s=2.0)
     radar = '[requires]\ncapabilities = ["radar"]\n'
     drafts = {
-        stage.draft(source(ENDLESS, task="endless")): "did not end within 2 s",
+        stage.draft(source(ENDLESS, task="endless", deadline_ms=2500)): "did not end within 2 s",
         stage.draft(source(ADDING, task="radar", more=radar)): "incompatible",
         stage.draft(source(ADDING, task="quiet", wake="timer")): "none caused a run",
     }
@@ -405,6 +405,20 @@ def test_a_second_tester_finds_no_draft_and_goes_on(stage: Stage, source: Any) -
     stage.until(lambda: second.counts["tested"], second)
     stage.until(lambda: second.counts["no_draft"] or second.counts["reported"], second)
     assert second.counts == {"tested": 1, "no_draft": 1}
+
+
+def test_a_version_that_is_offered_again_is_tested_again(stage: Stage, source: Any) -> None:
+    tester = stage.tester()
+    folder = source(ADDING)
+    first = stage.draft(folder)
+    stage.until(lambda: tester.counts["reported"] == 1, tester)
+    stage.cloud.releases.abort(first, actor="test")
+    stage.until(lambda: not tester.agent.runners, tester)
+    second = stage.draft(folder)
+    stage.until(lambda: tester.counts["reported"] == 2, tester)
+    assert [len(stage.reports(number)) for number in (first, second)] == [1, 1]
+    digests = {stage.reports(number)[0].evidence["outputs_sha256"] for number in (first, second)}
+    assert len(digests) == 1
 
 
 def test_it_wants_a_virtual_agent_and_recordings(stage: Stage, process: VMPool) -> None:

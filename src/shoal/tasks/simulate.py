@@ -100,7 +100,8 @@ def simulate_task(
         Where it runs; the same container as on devices. An inline pool cannot
         end an endless run.
     timeout_s : float
-        For each trace.
+        For each trace. A run that is under way then goes on to its own deadline and
+        keeps its worker until then, so this should be the longer of the two.
 
     Returns
     -------
@@ -260,18 +261,20 @@ class VirtualDevice:
         Never raises for what a device must live with; see :attr:`counts`.
         """
         busy = self.agent.tick()
-        for row in self.agent.packages.rows():
-            key = (row.task, row.version)
-            if key in self._tested:
-                continue
-            if key in self.agent.runners:
-                self._test(*key)
-            elif row.state == InstallState.REFUSED:
-                reason = ErrorCode(row.code).name.lower().replace("_", " ")
+        refused = {
+            (row.task, row.version): row
+            for row in self.agent.packages.rows()
+            if row.state == InstallState.REFUSED
+        }
+        offered = {*self.agent.runners, *refused}
+        self._tested &= offered  # what was withdrawn and is offered again is another draft
+        for key in sorted(offered - self._tested):
+            if key in refused:
+                reason = ErrorCode(refused[key].code).name.lower().replace("_", " ")
                 text = f"a device refuses the package: {reason}"
                 self._note(*key, SimulationOutcome(failures=1, message=text))
             else:
-                continue
+                self._test(*key)
             self._tested.add(key)
             busy = True
         return self._send() or busy
