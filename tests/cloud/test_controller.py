@@ -597,6 +597,29 @@ def test_virtual_devices_hold_drafts_and_their_signed_report_lets_them_pass(
     assert not any(2 in device.ever for device in real)
 
 
+def test_a_second_draft_of_a_tested_version_needs_no_second_test(world: World) -> None:
+    world.cohort("virtual")
+    world.cohort("others")
+    key = Ed25519PrivateKey.generate()
+    virtual = world.enrol(1, "virtual", key=key.public_key().public_bytes_raw())[0]
+    world.enrol(4, "all", "others")
+    policy = demo_policy(world, beta_devices=(), simulation="required")
+    first = world.controller.create(TASK, 1, "all", policy)
+    assert world.pull(virtual)
+    second = world.controller.create(TASK, 1, "others", policy)
+    world.controller.tick(world.now)
+    assert world.state(second) is S.DRAFT  # nothing is known of the version yet
+    assert world.controller.record_simulation(
+        first, sign_simulation(simulation(world, first, virtual), key)
+    )
+    assert not world.pull(virtual)  # it holds the version: nobody asks it again
+    world.controller.tick(world.now)
+    assert world.state(second) is S.SIMULATED
+    other = world.controller.create(TASK, 2, "others", policy)
+    world.controller.tick(world.now)
+    assert world.state(other) is S.DRAFT  # another version is another package
+
+
 def test_an_operator_may_waive_the_simulation(world: World) -> None:
     world.enrol(5, "all")
     policy = demo_policy(world, simulation="required")

@@ -230,16 +230,25 @@ class ReleaseStore:
         return [dict(row._mapping) for row in rows]
 
     def simulation_passed(self, connection: sa.Connection, release: int) -> bool:
-        """Tell whether the newest simulation report of a release was good."""
-        newest = next(
-            (
-                event["evidence"]["simulation"]
-                for event in reversed(self.history(connection, release))
-                if "simulation" in event["evidence"]
-            ),
+        """Tell whether the newest simulation report of a release's version was good.
+
+        A report speaks of the package, not of the release: a virtual device that
+        holds the version already is not asked again by a second draft of it.
+        """
+        events, releases = tables.release_event, tables.release
+        about = connection.execute(
+            sa.select(releases.c.task, releases.c.version).where(releases.c.id == release)
+        ).one()
+        reports = connection.execute(
+            sa.select(events.c.evidence)
+            .join(releases, releases.c.id == events.c.release)
+            .where(releases.c.task == about.task, releases.c.version == about.version)
+            .order_by(events.c.id.desc())
+        )
+        return next(
+            (bool(row.evidence["simulation"]) for row in reports if "simulation" in row.evidence),
             False,
         )
-        return bool(newest)
 
     # -- tasks --------------------------------------------------------------------------
 
