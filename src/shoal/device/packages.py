@@ -119,11 +119,14 @@ class PackageStore:
             ).fetchall()
         return {str(task): int(version) for task, version in found}
 
-    def last_good(self, task: str, *, other_than: int) -> int | None:
-        """Return the good version of a task that was in force last, not ``other_than``."""
+    def last_good(self, task: str, *, other_than: int, floor: int = 0) -> int | None:
+        """Return the good version of a task that was in force last.
+
+        Not ``other_than``, and none below ``floor``, which were withdrawn.
+        """
         previous = self._store.meta_get(f"lastgood.{task}")
         good = [r.version for r in self.rows() if r.task == task and r.state == InstallState.GOOD]
-        candidates = [version for version in good if version != other_than]
+        candidates = [version for version in good if version != other_than and version >= floor]
         if previous in candidates:
             return int(previous)
         return max(candidates, default=None)

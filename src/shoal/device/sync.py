@@ -13,6 +13,7 @@ import functools
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -270,7 +271,14 @@ class Sync:
         again = newer and row is not None and self._may_try_again(row, desired)
         if row is not None and row.state in _SETTLED and not again:
             if self._packages.is_held(row.state):
-                self._switch(row)
+                if self._packages.active().get(row.task) != row.version:
+                    # A switch is rare, and the floor may have risen since the last look.
+                    with suppress(UnavailableError, TrustError):
+                        trust.refresh()
+                if trust.withdrawn(desired.task, desired.version):
+                    self._withdraw(desired)
+                else:
+                    self._switch(row)
             return
         if desired.not_before_us > self._clock():
             self.counts["not_before"] += 1
@@ -399,6 +407,16 @@ class Sync:
             self._later(desired, error.code, error.message)
         else:
             self._refuse(desired, error.code, error.message)
+
+    def _withdraw(self, desired: DesiredTask) -> None:
+        """Give up a version on the disk that lies below the task's floor, whoever asks for it.
+
+        The floor is signed by the image role: a stolen director key must not
+        bring back what was withdrawn (Walle sheet 6.5).
+        """
+        if self._packages.active().get(desired.task) == desired.version:
+            self._remove(desired.task)
+        self._refuse(desired, ErrorCode.BELOW_FLOOR, "the version was withdrawn")
 
     def _refuse(self, desired: DesiredTask, code: ErrorCode | int, message: str) -> None:
         self._fail(f"refused_{int(code)}", f"{desired.task} {desired.version}: {message}")
@@ -555,7 +573,8 @@ class Sync:
         int or None
             The version in force now; None if there is none to go back to.
         """
-        back = self._packages.last_good(task, other_than=version)
+        floor = 0 if self.trust is None else self.trust.floor(task)
+        back = self._packages.last_good(task, other_than=version, floor=floor)
         with self._store.transaction() as cursor:
             code = int(ErrorCode.QUARANTINED)
             self._packages.set_state(cursor, task, version, InstallState.BAD, code)
