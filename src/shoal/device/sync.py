@@ -273,7 +273,7 @@ class Sync:
             if self._packages.is_held(row.state):
                 if self._packages.active().get(row.task) != row.version:
                     # A switch is rare, and the floor may have risen since the last look.
-                    with suppress(UnavailableError, TrustError):
+                    with suppress(ShoalError):  # away or refused: what was seen counts
                         trust.refresh()
                 if trust.withdrawn(desired.task, desired.version):
                     self._withdraw(desired)
