@@ -7,6 +7,8 @@ the console, the command line and the admin interface show the same numbers.
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -47,6 +49,8 @@ __all__ = [
 ]
 
 _HELD = (InstallState.TRIAL, InstallState.GOOD)
+#: Attributes by which the fleet is counted.
+_GROUPS = (("app", "version"), ("device", "os"), ("device", "class"))
 
 
 class Coverage(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,7 +61,8 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
     eligible : int
         Devices in the release's cohort now, revoked ones left out.
     reachable : int
-        Those of them that spoke to the cloud since the release began.
+        Those of them that spoke to the cloud since the release began, as far as
+        is written down: at least those that have installed it.
     holding : int
         Devices that report the version as installed now.
     ever : int
@@ -88,7 +93,11 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskHealth(msgspec.Struct, frozen=True, kw_only=True):
-    """Runs and results of one version of a task; times in microseconds."""
+    """Runs and results of one version of a task; times in microseconds.
+
+    Runs, failures, results, features and outcomes count everything. ``devices``
+    and the quantiles speak of the newest good runs, as many as were asked for.
+    """
 
     task: str
     version: int
@@ -108,7 +117,8 @@ class EventFlow(msgspec.Struct, frozen=True, kw_only=True):
     """What came in per bucket of time, oldest first.
 
     ``results``, ``features`` and ``runs`` count rows by the time at which the
-    cloud received them.
+    cloud received them: bucket ``k`` holds those after ``start_us + k * width``
+    up to and including ``start_us + (k + 1) * width``.
     """
 
     bucket_s: float
@@ -137,19 +147,27 @@ def outcome_name(code: int) -> str:
         return str(code)
 
 
-def quantile(connection: sa.Connection, column: Any, where: Any, share: float) -> int:
-    """Return the ``share`` quantile of a column by rank (0 if there are no rows)."""
-    total = connection.execute(sa.select(sa.func.count()).where(where)).scalar_one()
-    if total == 0:
+def quantile(values: Sequence[int], share: float) -> int:
+    """Return the ``share`` quantile by rank: the value below which ``share`` of them lie.
+
+    Parameters
+    ----------
+    values : sequence of int
+        Sorted.
+    share : float
+        0 to 1.
+
+    Returns
+    -------
+    int
+        ``values[floor(share * n)]``, the last one at most; 0 if there are none.
+    """
+    if not values:
         return 0
-    rank = min(int(share * total), total - 1)
-    value = connection.execute(
-        sa.select(column).where(where).order_by(column).offset(rank).limit(1)
-    ).scalar_one()
-    return int(value)
+    return values[min(int(share * len(values)), len(values) - 1)]
 
 
-def _pairs(rows: sa.CursorResult[Any]) -> dict[Any, Any]:
+def _pairs(rows: Iterable[Any]) -> dict[Any, Any]:
     return {row[0]: row[1] for row in rows}
 
 
@@ -157,6 +175,11 @@ def _cohort_sets(connection: sa.Connection, cohort_id: int) -> list[int]:
     """Return the cohort sets that contain a cohort."""
     rows = connection.execute(sa.select(cohort_set_table.c.id, cohort_set_table.c.cohorts))
     return [row.id for row in rows if cohort_id in row.cohorts]
+
+
+def _number(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
+    """Return the number of rows for which a condition holds; 0 if there are no rows."""
+    return sa.func.coalesce(sa.func.sum(sa.case((condition, 1), else_=0)), 0)
 
 
 def coverage(store: Store, release_id: int, *, now_us: int | None = None) -> Coverage:
@@ -185,14 +208,11 @@ def coverage(store: Store, release_id: int, *, now_us: int | None = None) -> Cov
         end = max(row.closed_us or now, start)
         member = device.c.cohort_set.in_(_cohort_sets(connection, row.cohort))
         active = sa.and_(member, device.c.revoked_us.is_(None))
-        eligible = connection.execute(
-            sa.select(sa.func.count()).select_from(device).where(active)
-        ).scalar_one()
-        reachable = connection.execute(
-            sa.select(sa.func.count())
+        eligible, reachable = connection.execute(
+            sa.select(sa.func.count(), _number(device.c.last_seen_us >= start))
             .select_from(device)
-            .where(active, device.c.last_seen_us >= start)
-        ).scalar_one()
+            .where(active)
+        ).one()
         version = sa.and_(holding.c.task == row.task, holding.c.version == row.version)
         states: dict[str, int] = _pairs(
             connection.execute(
@@ -202,21 +222,22 @@ def coverage(store: Store, release_id: int, *, now_us: int | None = None) -> Cov
                 .group_by(holding.c.state)
             )
         )
-        seen = [
-            at
-            for (at,) in connection.execute(
+        seen = (
+            connection.execute(
                 sa.select(sticky.c.seen_us)
                 .join(device, device.c.id == sticky.c.device)
                 .where(sticky.c.release == release_id, active)
                 .order_by(sticky.c.seen_us)
             )
-        ]
+            .scalars()
+            .all()
+        )
         steps = connection.execute(
             sa.select(release_event.c.at_us, release_event.c.to_state, release_event.c.evidence)
             .where(release_event.c.release == release_id)
             .order_by(release_event.c.id)
         ).all()
-    base = max(reachable, len(seen), 1)
+    reachable = max(reachable, len(seen))
     allowed = [
         ((step.at_us - start) / 1e6, step.evidence["threshold"] / 10_000)
         for step in steps
@@ -228,7 +249,9 @@ def coverage(store: Store, release_id: int, *, now_us: int | None = None) -> Cov
         holding=sum(states.get(state, 0) for state in _HELD),
         ever=len(seen),
         refused=states.get(InstallState.REFUSED, 0) + states.get(InstallState.BAD, 0),
-        points=[(max(at - start, 0) / 1e6, (place + 1) / base) for place, at in enumerate(seen)],
+        points=[
+            (max(at - start, 0) / 1e6, (place + 1) / reachable) for place, at in enumerate(seen)
+        ],
         allowed=allowed,
         elapsed_s=(end - start) / 1e6,
     )
@@ -247,8 +270,19 @@ def release_history(store: Store, release_id: int) -> list[dict[str, Any]]:
         ]
 
 
-def task_health(store: Store, task: str, version: int) -> TaskHealth:
-    """Summarise the runs and results of one version."""
+def task_health(store: Store, task: str, version: int, *, sample: int = 5_000) -> TaskHealth:
+    """Summarise the runs and results of one version.
+
+    Parameters
+    ----------
+    store : Store
+        The database.
+    task, version : str, int
+        Whose runs.
+    sample : int
+        How many of the newest good runs the times are taken from; a version of
+        a large fleet has more than anyone wants to sort for a page.
+    """
     with store.read() as connection:
         where = sa.and_(run_summary.c.task == task, run_summary.c.version == version)
         outcomes: dict[int, int] = _pairs(
@@ -258,7 +292,6 @@ def task_health(store: Store, task: str, version: int) -> TaskHealth:
                 .group_by(run_summary.c.outcome)
             )
         )
-        good = sa.and_(where, run_summary.c.outcome == 0)
 
         def count(table: sa.Table) -> int:
             return int(
@@ -269,23 +302,47 @@ def task_health(store: Store, task: str, version: int) -> TaskHealth:
                 ).scalar_one()
             )
 
-        devices = connection.execute(
-            sa.select(sa.func.count(sa.distinct(run_summary.c.device))).where(where)
-        ).scalar_one()
-        return TaskHealth(
-            task=task,
-            version=version,
-            runs=sum(outcomes.values()),
-            failures=sum(number for code, number in outcomes.items() if code),
-            devices=devices,
-            results=count(result),
-            features=count(feature),
-            wall_p50_us=quantile(connection, run_summary.c.wall_us, good, 0.5),
-            wall_p99_us=quantile(connection, run_summary.c.wall_us, good, 0.99),
-            latency_p50_us=quantile(connection, run_summary.c.latency_us, good, 0.5),
-            latency_p99_us=quantile(connection, run_summary.c.latency_us, good, 0.99),
-            outcomes={outcome_name(code): number for code, number in sorted(outcomes.items())},
-        )
+        newest = connection.execute(
+            sa.select(run_summary.c.device, run_summary.c.wall_us, run_summary.c.latency_us)
+            .where(where, run_summary.c.outcome == 0)
+            .order_by(run_summary.c.received_us.desc())
+            .limit(sample)
+        ).all()
+        results, features = count(result), count(feature)
+    wall = sorted(row.wall_us for row in newest)
+    latency = sorted(row.latency_us for row in newest)
+    return TaskHealth(
+        task=task,
+        version=version,
+        runs=sum(outcomes.values()),
+        failures=sum(number for code, number in outcomes.items() if code),
+        devices=len({row.device for row in newest}),
+        results=results,
+        features=features,
+        wall_p50_us=quantile(wall, 0.5),
+        wall_p99_us=quantile(wall, 0.99),
+        latency_p50_us=quantile(latency, 0.5),
+        latency_p99_us=quantile(latency, 0.99),
+        outcomes={outcome_name(code): number for code, number in sorted(outcomes.items())},
+    )
+
+
+def _received(
+    connection: sa.Connection, table: sa.Table, start: int, width: int, buckets: int
+) -> list[int]:
+    """Count rows by bucket of ``received_us``; each bucket is one range of its index."""
+    first = sa.select(sa.literal(0, sa.BigInteger).label("place")).cte("places", recursive=True)
+    places = first.union_all(sa.select(first.c.place + 1).where(first.c.place + 1 < buckets))
+    after = start + places.c.place * width
+    inside = (
+        sa.select(sa.func.count())
+        .select_from(table)
+        .where(table.c.received_us > after, table.c.received_us <= after + width)
+        .correlate(places)
+        .scalar_subquery()
+    )
+    rows = connection.execute(sa.select(places.c.place, inside).order_by(places.c.place))
+    return [number for _, number in rows]
 
 
 def event_flow(
@@ -295,60 +352,70 @@ def event_flow(
     now = time.time_ns() // 1000 if now_us is None else now_us
     width = max(int(seconds * 1e6 / buckets), 1)
     start = now - width * buckets
-
     with store.read() as connection:
-
-        def count(table: sa.Table) -> list[int]:
-            place = (table.c.received_us - start) / width
-            floor = sa.cast(sa.func.floor(place), sa.Integer)
-            rows = connection.execute(
-                sa.select(floor, sa.func.count())
-                .where(table.c.received_us > start, table.c.received_us <= now)
-                .group_by(floor)
-            )
-            values = [0] * buckets
-            for number, total in rows:
-                values[min(max(int(number), 0), buckets - 1)] += total
-            return values
-
         letters = connection.execute(sa.select(sa.func.count()).select_from(dead_letter))
-        lost = connection.execute(sa.select(dropped.c.part, dropped.c.reason, dropped.c.total))
+        lost = connection.execute(
+            sa.select(dropped.c.part, dropped.c.reason, dropped.c.total).order_by(
+                dropped.c.part, dropped.c.reason
+            )
+        )
         return EventFlow(
             bucket_s=width / 1e6,
             start_us=start,
-            results=count(result),
-            features=count(feature),
-            runs=count(run_summary),
+            results=_received(connection, result, start, width, buckets),
+            features=_received(connection, feature, start, width, buckets),
+            runs=_received(connection, run_summary, start, width, buckets),
             dead_letters=letters.scalar_one(),
             dropped={f"{part}.{reason}": total for part, reason, total in lost},
         )
 
 
 def fleet_summary(
-    store: Store, *, recently_s: float = 300.0, now_us: int | None = None
+    store: Store,
+    *,
+    recently_s: float = 300.0,
+    now_us: int | None = None,
+    groups: bool = True,
 ) -> FleetSummary:
-    """Count the fleet and its groups by app version, OS and device class."""
+    """Count the fleet and its groups by app version, OS and device class.
+
+    Parameters
+    ----------
+    store : Store
+        The database.
+    recently_s : float
+        Devices heard of in this many seconds count as seen recently.
+    now_us : int, optional
+        The time to speak of; the clock if absent.
+    groups : bool
+        Whether to count the groups, which reads every device's attributes.
+    """
     now = time.time_ns() // 1000 if now_us is None else now_us
-    groups: dict[str, dict[str, int]] = {}
-    total = recent = revoked = 0
+    since = int(now - recently_s * 1e6)
+    counted: dict[str, Counter[str]] = {}
     with store.read() as connection:
-        rows = connection.execute(
-            sa.select(device.c.attributes, device.c.last_seen_us, device.c.revoked_us)
-        )
-        for row in rows:
-            total += 1
-            revoked += row.revoked_us is not None
-            recent += row.last_seen_us >= now - recently_s * 1e6
-            for room, name in (("app", "version"), ("device", "os"), ("device", "class")):
-                value = (row.attributes.get(room) or {}).get(name)
-                if value is not None:
-                    group = groups.setdefault(f"{room}.{name}", {})
-                    group[str(value)] = group.get(str(value), 0) + 1
+        total, recent, revoked = connection.execute(
+            sa.select(
+                sa.func.count(),
+                _number(device.c.last_seen_us >= since),
+                _number(device.c.revoked_us.is_not(None)),
+            ).select_from(device)
+        ).one()
+        if groups:
+            values = [device.c.attributes[path].as_string() for path in _GROUPS]
+            numbered = [value.label(f"v{place}") for place, value in enumerate(values)]
+            inner = sa.select(*numbered).subquery()
+            for *found, number in connection.execute(
+                sa.select(*inner.c, sa.func.count()).group_by(*inner.c)
+            ):
+                for (room, name), value in zip(_GROUPS, found, strict=True):
+                    if value is not None:
+                        counted.setdefault(f"{room}.{name}", Counter())[str(value)] += number
     return FleetSummary(
         devices=total,
         seen_recently=recent,
         revoked=revoked,
-        groups={name: dict(sorted(values.items())) for name, values in sorted(groups.items())},
+        groups={name: dict(sorted(values.items())) for name, values in sorted(counted.items())},
     )
 
 

@@ -355,6 +355,7 @@ feature = Table(
     Column("value", LargeBinary, nullable=False),
     Column("model_version", Text, nullable=True),
     Index("ix_feature_received_us", "received_us"),
+    Index("ix_feature_task_version", "task", "version"),
 )
 
 run_summary = Table(
@@ -373,7 +374,7 @@ run_summary = Table(
     _time("received_us"),
     Column("latency_us", BigInteger, nullable=False, default=0),
     Column("message", Text, nullable=False, default=""),
-    Index("ix_run_summary_task_version_outcome", "task", "version", "outcome"),
+    Index("ix_run_summary_newest", "task", "version", "outcome", "received_us"),
     Index("ix_run_summary_received_us", "received_us"),
 )
 

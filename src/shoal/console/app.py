@@ -8,34 +8,40 @@ without JavaScript; with it, their live parts follow the cloud's bus.
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
-import time
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import msgspec
 from litestar import Litestar, Request, get, post
 from litestar.config.csrf import CSRFConfig
 from litestar.datastructures import State
+from litestar.enums import RequestEncodingType
 from litestar.exceptions import HTTPException
+from litestar.params import Body, FromPath, FromQuery
 from litestar.plugins.jinja import JinjaTemplateEngine
 from litestar.response import Redirect, ServerSentEvent, Template
 from litestar.response.sse import ServerSentEventMessage
 from litestar.static_files import create_static_files_router
 from litestar.template import TemplateConfig
-from litestar.types import ASGIApp, Receive, Scope, Send
+from litestar.types import Message, Scope
+from sqlalchemy.exc import OperationalError
 
 from shoal.cloud.admin.auth import AdminAuth, Role, needs
 from shoal.cloud.service import Cloud
-from shoal.console.charts import duration
+from shoal.console.filters import FILTERS
 from shoal.console.pages import Pages
 from shoal.core.errors import ConflictError, InputError, NotFoundError, ShoalError
 
-__all__ = ["create_console"]
+__all__ = ["changes", "create_console"]
 
+_log = logging.getLogger(__name__)
 _FOLDER = Path(__file__).parent
 _ACTIONS = ("start", "advance", "pause", "resume", "rollback", "abort")
+#: Those that widen a release: not on the ground of a page that is out of date.
+_WIDENING = ("start", "advance", "resume")
 #: No third party is ever asked for anything, and no page may be framed.
 _HEADERS = (
     (
@@ -45,11 +51,25 @@ _HEADERS = (
     ),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
 )
 #: Lets a browser ask for an operator's token as a password.
 _ASK = {"WWW-Authenticate": 'Basic realm="shoal"'}
+#: Seconds from a message to the word "change": a result is published inside the
+#: transaction that stores it, which must be over when the page is read again.
+_SETTLE_S = 0.3
 #: Seconds between two refreshes at the least, so that a burst costs one.
 _REFRESH_S = 1.0
+#: Seconds of silence after which a comment keeps proxies from closing the line.
+_ALIVE_S = 15.0
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The form of an operator's decision."""
+
+    reason: str = ""
+    lock_version: int | None = None
 
 
 def _status(error: ShoalError) -> int:
@@ -78,16 +98,19 @@ def _missing(request: Request[Any, Any, Any], error: HTTPException) -> Template:
     )
 
 
-def _since(at_us: int | None) -> str:
-    if not at_us:
-        return "never"
-    return f"{duration(max(time.time() - at_us / 1e6, 0))} ago"
-
-
-def _clock(at_us: int | None) -> str:
-    if not at_us:
-        return "–"
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(at_us / 1e6))
+def _broken(request: Request[Any, Any, Any], error: Exception) -> Template:
+    # What went wrong is for the log; a page could be read by anyone who may see the console.
+    _log.error("a page of the console failed: %s", request.url.path, exc_info=error)
+    lost = isinstance(error, OperationalError)
+    return Template(
+        "problem.html",
+        context={
+            "message": "the database cannot be read" if lost else "something went wrong here",
+            "hint": "the log of the server says what",
+            "page": "",
+        },
+        status_code=503 if lost else 500,
+    )
 
 
 def create_console(cloud: Cloud) -> Litestar:
@@ -122,15 +145,15 @@ def create_console(cloud: Cloud) -> Litestar:
         return page("releases", "releases", pages.releases())
 
     @get("/releases/{release_id:int}", sync_to_thread=True)
-    def release(release_id: int) -> Template:
+    def release(release_id: FromPath[int]) -> Template:
         return page("release", "releases", pages.release(release_id))
 
     @get("/fleet", sync_to_thread=True)
-    def fleet(q: str = "", offset: int = 0) -> Template:
+    def fleet(q: FromQuery[str] = "", offset: FromQuery[int] = 0) -> Template:
         return page("fleet", "fleet", pages.fleet(query=q, offset=offset))
 
     @get("/fleet/{device:str}", sync_to_thread=True)
-    def device(device: str) -> Template:
+    def device(device: FromPath[str]) -> Template:
         return page("device", "fleet", pages.device(device))
 
     @get("/tasks", sync_to_thread=True)
@@ -142,11 +165,17 @@ def create_console(cloud: Cloud) -> Litestar:
         return page("events", "events", pages.events())
 
     @get("/console/part/{name:str}", sync_to_thread=True)
-    def part(name: str, id: str = "", q: str = "", offset: int = 0) -> Template:
+    def part(
+        name: FromPath[str],
+        id: FromQuery[str] = "",
+        q: FromQuery[str] = "",
+        offset: FromQuery[int] = 0,
+    ) -> Template:
         views: dict[str, Callable[[], dict[str, Any]]] = {
             "overview": pages.overview,
             "releases": pages.releases,
             "release": lambda: pages.release(_number(id)),
+            "release_actions": lambda: pages.release(_number(id)),
             "fleet": lambda: pages.fleet(query=q, offset=offset),
             "device": lambda: pages.device(id),
             "tasks": pages.tasks,
@@ -162,16 +191,28 @@ def create_console(cloud: Cloud) -> Litestar:
         status_code=303,
         guards=[needs(Role.RELEASER)],
     )
-    def act(request: Request[Any, Any, Any], release_id: int, action: str) -> Redirect:
+    def act(
+        request: Request[Any, Any, Any],
+        release_id: FromPath[int],
+        action: FromPath[str],
+        data: Annotated[_Asked, Body(media_type=RequestEncodingType.URL_ENCODED)],
+    ) -> Redirect:
         if action not in _ACTIONS:
-            raise InputError("no such action", field="action", value=action)
+            raise InputError("no such action", field="action", value=action[:64])
+        pages.check_release(release_id)
         actor = request.scope["state"]["actor"]
-        getattr(cloud.releases, action)(release_id, actor=actor, reason="asked in the console")
+        getattr(cloud.releases, action)(
+            release_id,
+            actor=actor,
+            reason=data.reason.strip() or "asked in the console",
+            lock_version=data.lock_version if action in _WIDENING else None,
+        )
+        cloud.bus.publish("release", {"release": release_id, "action": action})
         return Redirect(f"/releases/{release_id}", status_code=303)
 
     @get("/console/stream", media_type="text/event-stream")
     async def stream() -> ServerSentEvent:
-        return ServerSentEvent(_changes(cloud))
+        return ServerSentEvent(changes(cloud))
 
     return Litestar(
         route_handlers=[
@@ -189,9 +230,14 @@ def create_console(cloud: Cloud) -> Litestar:
         ],
         guards=[needs(Role.VIEWER)],
         state=State({"auth": auth}),
-        csrf_config=CSRFConfig(secret=secrets.token_hex(), cookie_name="shoal-csrf"),
-        exception_handlers={ShoalError: _problem, HTTPException: _missing},
-        middleware=[_secured],
+        csrf_config=CSRFConfig(
+            secret=secrets.token_hex(),
+            cookie_name="shoal-csrf",
+            cookie_httponly=True,
+            cookie_samesite="strict",
+        ),
+        exception_handlers={ShoalError: _problem, HTTPException: _missing, Exception: _broken},
+        before_send=[_secure],
         logging_config=None,
         openapi_config=None,
         template_config=TemplateConfig(
@@ -203,40 +249,36 @@ def create_console(cloud: Cloud) -> Litestar:
 
 
 def _add_filters(engine: JinjaTemplateEngine) -> None:
-    engine.engine.filters.update(
-        since=_since,
-        clock=_clock,
-        duration=duration,
-        json=lambda v: msgspec.json.encode(v).decode(),
-    )
+    engine.engine.filters.update(FILTERS)
     engine.engine.autoescape = True
 
 
 def _number(text: str) -> int:
-    if not text.isdigit():
-        raise InputError("must be a number", field="id", value=text)
+    if not (text.isascii() and text.isdecimal() and len(text) < 20):
+        raise InputError("must be a number", field="id", value=text[:64])
     return int(text)
 
 
-def _secured(app: ASGIApp) -> ASGIApp:
+async def _secure(message: Message, _scope: Scope) -> None:
     """Add the headers of :data:`_HEADERS` to every answer, files and errors included."""
-
-    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_secured(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                headers = [*message.get("headers", []), *_HEADERS]
-                if any(name == b"content-type" and b"html" in value for name, value in headers):
-                    headers.append((b"cache-control", b"no-store"))
-                message = {**message, "headers": headers}
-            await send(message)
-
-        await app(scope, receive, send_secured)
-
-    return wrapped
+    if message["type"] == "http.response.start":
+        ours = {name for name, _ in _HEADERS}
+        kept = [pair for pair in message.get("headers", []) if pair[0].lower() not in ours]
+        message["headers"] = [*kept, *_HEADERS]
 
 
-async def _changes(cloud: Cloud) -> AsyncGenerator[ServerSentEventMessage, None]:
-    """Say "change" when something was published, at most once in a while."""
+async def changes(
+    cloud: Cloud, *, alive_s: float = _ALIVE_S
+) -> AsyncGenerator[ServerSentEventMessage, None]:
+    """Say "change" when something was published on the bus, at most once in a while.
+
+    Parameters
+    ----------
+    cloud : Cloud
+        Whose bus.
+    alive_s : float
+        Seconds of silence after which a comment is sent.
+    """
     loop = asyncio.get_running_loop()
     wake = asyncio.Event()
     subscription = cloud.bus.subscribe(notify=lambda: loop.call_soon_threadsafe(wake.set))
@@ -244,15 +286,16 @@ async def _changes(cloud: Cloud) -> AsyncGenerator[ServerSentEventMessage, None]
     try:
         while True:
             try:
-                await asyncio.wait_for(wake.wait(), timeout=15.0)
+                await asyncio.wait_for(wake.wait(), timeout=alive_s)
             except TimeoutError:
-                # Nothing happened: a comment keeps proxies from closing the line.
-                yield ServerSentEventMessage(comment="alive")
+                # Without data it is no event: nothing in the page is refreshed for it.
+                yield ServerSentEventMessage(comment="alive", data=None)
                 continue
-            await asyncio.sleep(_REFRESH_S)
+            await asyncio.sleep(_SETTLE_S)
             wake.clear()
             subscription.drain()
             number += 1
             yield ServerSentEventMessage(event="change", data=str(number), id=str(number))
+            await asyncio.sleep(_REFRESH_S - _SETTLE_S)
     finally:
         subscription.close()

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-__all__ = ["bars", "coverage_chart", "duration"]
+__all__ = ["bars", "coverage_chart", "duration", "meter_bar"]
 
 _WIDTH, _HEIGHT = 640, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 12, 26
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 12, 12, 34
 
 
 def duration(seconds: float) -> str:
@@ -76,10 +76,10 @@ def coverage_chart(
         parts.append(f'<text class="axis end" x="{_LEFT - 6}" y="{y + 4}">{share:.0%}</text>')
     for part in range(5):
         seconds = end * part / 4
-        anchor = ("start", "", "", "", "end")[part]
+        anchor = ("start", "middle minor", "middle", "middle minor", "end")[part]
         parts.append(
-            f'<text class="axis {anchor or "middle"}" x="{_x(seconds, end):.1f}" '
-            f'y="{_HEIGHT - 8}">{duration(seconds)}</text>'
+            f'<text class="axis {anchor}" x="{_x(seconds, end):.1f}" '
+            f'y="{_HEIGHT - 10}">{duration(seconds) if part else 0}</text>'
         )
     if allowed:
         parts.append(f'<path class="allowed" d="{_steps(allowed, end, closed=True)}"/>')
@@ -95,14 +95,52 @@ def coverage_chart(
 
 
 def _steps(points: Sequence[tuple[float, float]], end: float, *, closed: bool) -> str:
-    path = [f"M{_x(0, end):.1f},{_y(0):.1f}"]
+    # One step a pixel at the most: a curve of a million devices is no longer than one of 600.
+    heights: dict[int, float] = {}
     for seconds, share in points:
-        path.append(f"H{_x(min(max(seconds, 0), end), end):.1f}")
-        path.append(f"V{_y(min(max(share, 0.0), 1.0)):.1f}")
-    path.append(f"H{_x(end, end):.1f}")
+        heights[round(_x(min(max(seconds, 0), end), end))] = min(max(share, 0.0), 1.0)
+    path = [f"M{_x(0, end):.0f},{_y(0):.1f}"]
+    for x, share in heights.items():
+        path.append(f"H{x}V{_y(share):.1f}")
+    path.append(f"H{_x(end, end):.0f}")
     if closed:
         path.append(f"V{_y(0):.1f}Z")
     return "".join(path)
+
+
+def meter_bar(share: float, *, side: str, title: str) -> str:
+    """Draw how much of the way to a threshold is done.
+
+    Parameters
+    ----------
+    share : float
+        0 to 1; the threshold is the right end.
+    side : str
+        A class name for its colour.
+    title : str
+        For screen readers.
+
+    Returns
+    -------
+    str
+        An ``<svg>`` element.
+    """
+    width = 100 * min(max(share, 0.0), 1.0)
+    return (
+        f'<svg class="meter {escape(side, quote=True)}" viewBox="0 0 100 6" '
+        f'preserveAspectRatio="none" role="img" aria-label="{escape(title, quote=True)}">'
+        f'<rect class="track" width="100" height="6"/>'
+        f'<rect class="fill" width="{width:.1f}" height="6"/></svg>'
+    )
+
+
+def _short(value: float) -> str:
+    """Write a count in at most five characters, as an axis has room for."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= max(size, 1e4):
+            scaled = value / size
+            return f"{scaled:.1f}{unit}" if scaled < 10 else f"{scaled:.0f}{unit}"
+    return f"{value:,.0f}"
 
 
 def bars(values: Sequence[float], *, labels: tuple[str, str], title: str) -> str:
@@ -126,11 +164,15 @@ def bars(values: Sequence[float], *, labels: tuple[str, str], title: str) -> str
     width = (_WIDTH - _LEFT - _RIGHT) / max(len(values), 1)
     parts = [
         f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{_y(0)}" y2="{_y(0)}"/>',
-        f'<text class="axis end" x="{_LEFT - 6}" y="{_y(1) + 8}">{top:,.0f}</text>',
-        f'<text class="axis start" x="{_LEFT}" y="{_HEIGHT - 8}">{escape(labels[0])}</text>',
+        f'<text class="axis end" x="{_LEFT - 6}" y="{_y(1) + 8}">{_short(top)}</text>',
+        f'<text class="axis start" x="{_LEFT}" y="{_HEIGHT - 10}">{escape(labels[0])}</text>',
         f'<text class="axis end" x="{_WIDTH - _RIGHT}" '
-        f'y="{_HEIGHT - 8}">{escape(labels[1])}</text>',
+        f'y="{_HEIGHT - 10}">{escape(labels[1])}</text>',
     ]
+    if top <= 0:
+        parts[1] = (
+            f'<text class="axis middle" x="{_WIDTH / 2}" y="{_HEIGHT / 2}">nothing yet</text>'
+        )
     for place, value in enumerate(values):
         if value <= 0:
             continue
