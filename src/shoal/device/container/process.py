@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shoal.core.errors import UnavailableError
+from shoal.device.container.futures import RunFuture
 from shoal.device.container.lanes import Lane
 from shoal.device.container.messages import LENGTH, encode
 from shoal.device.container.requests import RunReply, RunRequest, TaskCode
@@ -66,7 +67,7 @@ class ProcessBackend:
 
     def submit(self, request: RunRequest, deadline_s: float) -> Future[RunReply]:
         """Give a run to a worker that is free, or queue it."""
-        future: Future[RunReply] = Future()
+        future: RunFuture[RunReply] = RunFuture()
         features = request.features
         body = encode(
             (
