@@ -8,26 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from shoal.cloud.config import CloudConfig
-from shoal.cloud.http import CloudServer
-from shoal.cloud.service import Cloud
-
 sys.path.insert(0, str(Path(__file__).parent))
 
-from platform_bench import Bench
+from platform_bench import Bench, open_bench, write_task
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
-    config = CloudConfig(data_dir=tmp_path / "cloud", open_enrolment=True)
-    with Cloud.open(config) as cloud, CloudServer(cloud) as server:
-        made = Bench(cloud, server, tmp_path)
-        yield made
-        made.close()
+    with open_bench(tmp_path) as opened:
+        yield opened
 
 
 @pytest.fixture
 def task(tmp_path: Path) -> Callable[..., Path]:
-    from platform_bench import write_task
-
     return lambda number, **options: write_task(tmp_path / f"task-{number}", **options)

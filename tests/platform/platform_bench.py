@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
 from shoal.cloud import store as tables
+from shoal.cloud.config import CloudConfig
 from shoal.cloud.http import CloudServer
 from shoal.cloud.policy import ReleasePolicy
 from shoal.cloud.service import EVERYONE, Cloud
@@ -185,3 +187,15 @@ class Bench:
             agent.close()
         if self.pool is not None:
             self.pool.close()
+
+
+@contextmanager
+def open_bench(folder: Path) -> Iterator[Bench]:
+    """Open a cloud in ``folder`` and serve it on a free port."""
+    config = CloudConfig(data_dir=folder / "cloud", open_enrolment=True)
+    with Cloud.open(config) as cloud, CloudServer(cloud) as server:
+        bench = Bench(cloud, server, folder)
+        try:
+            yield bench
+        finally:
+            bench.close()
