@@ -41,11 +41,9 @@ class EventClass:
         Relaxed nodes at depth 1 that it reaches.
     later : list of (Node, Node)
         Deeper relaxed nodes with conditions, each with its parent.
-    quiet : bool
-        It completes nothing by itself, ends no match and no waiting.
     """
 
-    __slots__ = ("ends", "firsts", "later", "live", "met", "plan", "quiet")
+    __slots__ = ("ends", "firsts", "later", "live", "met", "plan")
 
     def __init__(self, plan: Plan, met: frozenset[int]) -> None:
         self.plan = plan
@@ -56,7 +54,6 @@ class EventClass:
         self.ends = roots[0].ends + roots[1].ends
         self.firsts = plan.firsts.met(met)
         self.later = [(node, node.parent) for node in plan.later.met(met) if node.parent]
-        self.quiet = not (self.ends or plan.resets or plan.cancels)
 
 
 class _Field:
@@ -243,7 +240,7 @@ class Plan:
 
     __slots__ = (
         "a", "b", "c", "cancels", "d", "fields", "firsts", "kind", "later", "number", "page",
-        "remembered", "resets", "roots", "sets", "sweep_us", "table", "waiting", "width",
+        "remembered", "resets", "roots", "sets", "sweep_us", "table", "waiting", "watched", "width",
     )  # fmt: skip
 
     def __init__(self, number: int, at: _Pattern, tries: Tries) -> None:
@@ -284,6 +281,8 @@ class Plan:
                     self.waiting[node] = node.parent
         self.resets = [one for pattern, one in tries.resets.items() if takes(pattern, *at)]
         self.cancels = [end for end in tries.ends if end.negated and takes(end.negated, *at)]
+        #: Whether its events end counts or waits.
+        self.watched = bool(self.resets or self.cancels)
         self.sets = tries.sets
         #: Leads through the fields' values to the event's class.
         self.table: Any = self.below(0, frozenset())

@@ -7,7 +7,8 @@ once and remembers what events of each (kind, page) make of it (the subset
 construction of automata, done lazily as in Thompson's matcher: Ken Thompson,
 "Regular expression search algorithm", CACM 1968). Nodes of different depth,
 and nodes reached through conditions, are kept in sets of their own: their
-combinations would be many.
+combinations are many. A combination that does come up again is a
+:class:`LiveState`, which remembers the answer for a whole class of events.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from shoal.device.stream.patterns import End
     from shoal.device.stream.plans import EventClass, Plan
 
-__all__ = ["NEVER", "Move", "Node", "NodeSet", "NodeSets", "StepSpec", "takes"]
+__all__ = ["NEVER", "LiveState", "Node", "NodeSet", "NodeSets", "StepSpec", "takes"]
 
 #: The start of a partial match that there has not been: before every event.
 NEVER = (-1, 0)
@@ -177,14 +178,11 @@ class Move(NamedTuple):
         Sequences that they complete, whatever they contain.
     guarded : tuple of Node
         Nodes that they reach if their conditions hold.
-    met : dict
-        By class of events: the set of those whose conditions hold, or ``None``.
     """
 
     live: NodeSet | None
     ends: tuple[End, ...]
     guarded: tuple[Node, ...]
-    met: dict[EventClass, NodeSet | None]
 
 
 class NodeSet:
@@ -211,11 +209,30 @@ class NodeSet:
         self.moves: dict[Plan, Move] = {}
 
 
+class LiveState:
+    """Everything that is live in the strict trie after an event.
+
+    Attributes
+    ----------
+    sets : tuple of NodeSet
+        Its parts.
+    moves : dict
+        By class of the next event: the state after it and the sequences that it completes.
+    """
+
+    __slots__ = ("moves", "sets")
+
+    def __init__(self, sets: tuple[NodeSet, ...]) -> None:
+        self.sets = sets
+        self.moves: dict[EventClass, tuple[LiveState, tuple[End, ...]]] = {}
+
+
 class NodeSets:
     """Every set of nodes that has come up, and the moves between them."""
 
     def __init__(self) -> None:
         self._sets: dict[tuple[Node, ...], NodeSet] = {}
+        self._states: dict[tuple[NodeSet, ...], LiveState] = {}
         #: How much has been remembered; whoever owns this starts anew when it is too much.
         self.size = 0
 
@@ -231,19 +248,41 @@ class NodeSets:
                 found.live = self.get(found.nodes).live
         return found
 
-    def move(self, start: NodeSet, plan: Plan) -> Move:
+    def state(self, sets: tuple[NodeSet, ...]) -> LiveState:
+        """Return the one state with these parts."""
+        found = self._states.get(sets)
+        if found is None:
+            self.size += 1
+            found = self._states[sets] = LiveState(sets)
+        return found
+
+    def after(self, state: LiveState, event_class: EventClass) -> tuple[LiveState, tuple[End, ...]]:
+        """Work out and remember what an event of this class makes of ``state``."""
+        self.size += 1
+        plan = event_class.plan
+        live = list(event_class.live)
+        ends = event_class.ends
+        for start in state.sets:
+            move = start.moves.get(plan) or self._move(start, plan)
+            if move.live is not None:
+                live.append(move.live)
+            ends += move.ends
+            if move.guarded:
+                met = event_class.met
+                reached = tuple([node for node in move.guarded if node.conditions <= met])
+                if reached:
+                    found = self.get(reached)
+                    ends += found.ends
+                    if found.live is not None:
+                        live.append(found.live)
+        answer = state.moves[event_class] = (self.state(tuple(live)), ends)
+        return answer
+
+    def _move(self, start: NodeSet, plan: Plan) -> Move:
         """Work out and remember what events of ``plan`` make of ``start``."""
         self.size += 1
         below = [child for node in start.nodes for child in node.below(plan)]
         plain = self.get(tuple([child for child in below if not child.conditions]))
         guarded = tuple([child for child in below if child.conditions])
-        move = start.moves[plan] = Move(plain.live, plain.ends, guarded, {})
+        move = start.moves[plan] = Move(plain.live, plain.ends, guarded)
         return move
-
-    def met(self, move: Move, event_class: EventClass) -> NodeSet | None:
-        """Work out and remember which guarded nodes of ``move`` such events reach, if any."""
-        self.size += 1
-        conditions = event_class.met
-        reached = tuple([node for node in move.guarded if node.conditions <= conditions])
-        found = move.met[event_class] = self.get(reached) if reached else None
-        return found

@@ -21,7 +21,7 @@ from shoal.core.errors import InputError
 from shoal.device.stream.conditions import MISSING
 from shoal.device.stream.patterns import NEVER, End, Firing, Trigger
 from shoal.device.stream.plans import EventClass, Plan, Tries
-from shoal.device.stream.trie import Move, Node, NodeSet
+from shoal.device.stream.trie import LiveState, Node
 from shoal.wire.events import Event
 from shoal.wire.manifest import TriggerSpec
 
@@ -112,19 +112,13 @@ class TriggerEngine:
         self._floor = 0
         self._plans = {}
         self._fresh = True
+        sets = self._tries.sets
         # What is live in strict mode depends on the last few events alone: replay them.
         self._recent = deque(self._recent, maxlen=self._tries.depth)
-        self._live: list[NodeSet] = []
+        self._state = sets.state(())
         for _, _, event in self._recent:
-            plan = self._plan(event.kind, event.page)
-            event_class = plan.look(event.content)
-            live = event_class.live
-            for start in self._live:
-                move = self._tries.sets.move(start, plan)
-                reached = self._tries.sets.met(move, event_class)
-                found = (move.live, None if reached is None else reached.live)
-                live = live + [one for one in found if one is not None]
-            self._live = live
+            event_class = self._plan(event.kind, event.page).look(event.content)
+            self._state, _ = sets.after(self._state, event_class)
 
     def _plan(self, kind: int, page: str) -> Plan:
         if not self._fresh:
@@ -173,27 +167,14 @@ class TriggerEngine:
             except TypeError:  # a list or a map as value
                 event_class = plan.look(event.content)
 
-        # Strict sequences: a few sets of live nodes, mostly one for each depth.
-        ends: tuple[End, ...] = ()
-        live = event_class.live
-        for start in self._live:
-            move = start.moves.get(plan)
-            if move is None:
-                move = self._move(start, plan)
-            following, done, guarded, met = move
-            if following is not None:
-                live = [*live, following]
-            if done:
-                ends += done
-            if guarded:
-                found = met.get(event_class, move)
-                if found is move:  # not worked out yet
-                    found = self._tries.sets.met(move, event_class)
-                if found is not None:
-                    ends += found.ends
-                    if found.live is not None:
-                        live = [*live, found.live]
-        self._live = live
+        # Strict sequences: one look-up, once this class of events has met this state before.
+        answer = self._state.moves.get(event_class)
+        if answer is None:
+            answer = self._after(event_class)
+        self._state, ends = answer
+
+        if plan.watched:
+            self._end_waits(plan, seq, event)
 
         # Relaxed sequences: first find out which nodes are reached, then move, because one
         # event must not carry a match over two steps. A node without ends has something to
@@ -220,7 +201,7 @@ class TriggerEngine:
                 node.start = here
                 if not node.awake:
                     node.wake()
-        over = bool(ends) or not event_class.quiet
+        over = bool(ends)
         if reached is not None:
             for node, begun in reached:
                 node.start = begun
@@ -228,32 +209,31 @@ class TriggerEngine:
                     node.wake()
                 if node.ends:
                     over = True
-        return self._ended(event_class, ends, reached, last) if over else []
+        return self._ended(ends, reached, last) if over else []
 
-    def _move(self, start: NodeSet, plan: Plan) -> Move:
+    def _after(self, event_class: EventClass) -> tuple[LiveState, tuple[End, ...]]:
         sets = self._tries.sets
         if sets.size > _MAX_REMEMBERED:
             self._stale()
-        return sets.move(start, plan)
+        return sets.after(self._state, event_class)
 
-    def _ended(
-        self,
-        event_class: EventClass,
-        ends: tuple[End, ...],
-        reached: list[tuple[Node, tuple[int, int]]] | None,
-        last: tuple[int, int, Event],
-    ) -> list[Firing]:
-        """Take an event that ends something: a sequence, a count or a wait."""
-        seq, now, event = last
-        plan = event_class.plan
+    @staticmethod
+    def _end_waits(plan: Plan, seq: int, event: Event) -> None:
+        """End the counts and waits that events of this plan put an end to."""
         for reset in plan.resets:
             reset.seq = seq
         for end in plan.cancels:
             if end.pending:
                 end.pending = deque(one for one in end.pending if one[0] < event.ts_us)
+
+    def _ended(
+        self,
+        ends: tuple[End, ...],
+        reached: list[tuple[Node, tuple[int, int]]] | None,
+        last: tuple[int, int, Event],
+    ) -> list[Firing]:
+        """Take an event that completes a sequence."""
         fired: list[Firing] = []
-        for end in event_class.ends:
-            self._complete(end, (seq, now), last, fired)
         for end in ends:
             self._complete(end, self._recent[-end.depth][:2], last, fired)
         for node, start in reached or ():
@@ -299,7 +279,7 @@ class TriggerEngine:
     def _forget(self, seq: int) -> None:
         self._began_at = self._last_seq
         self._recent.clear()
-        self._live = []
+        self._state = self._tries.sets.state(())
         self._tries.forget(seq)
         self._floor = seq
 
