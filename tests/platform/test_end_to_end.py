@@ -64,6 +64,8 @@ def test_a_broken_version_is_given_up_and_nothing_is_lost(bench: Bench, task, co
     assert bench.results(agent, version=2) == []
     bad = [row for row in bench.rows(tables.holding) if row.version == 2]
     assert [row.code for row in bad] == [ErrorCode.QUARANTINED]
+    # And the cloud knows what is in force again.
+    assert bench.holding(agent, 1) == InstallState.GOOD
     # It is quiet now: the version is settled, and is not tried again.
     before = dict(bench.cloud.gateway.counts)
     bench.until(lambda: bench.cloud.gateway.counts["check"] > before["check"] + 3)

@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from shoal.core.crashpoints import crashpoint
-from shoal.core.errors import InputError, IntegrityError, NotFoundError, ShoalError
+from shoal.core.errors import InputError, IntegrityError, LimitError, NotFoundError, ShoalError
 from shoal.core.errors import UnavailableError as Unavailable
 from shoal.device.cloudlink import CloudLink, RefusedError
 from shoal.device.compatibility import DeviceFacts
@@ -300,7 +300,7 @@ class Sync:
                 raise
             self._later(desired, ErrorCode.DISK_FULL, "no room on the disk")
         except ShoalError as error:  # the package itself is not acceptable
-            self._refuse(desired, getattr(error, "code", ErrorCode.INCOMPATIBLE), error.message)
+            self._refuse(desired, _code_of(error), error.message)
 
     @staticmethod
     def _may_try_again(row: PackageRow, desired: DesiredTask) -> bool:
@@ -580,6 +580,8 @@ class Sync:
             self._packages.set_state(cursor, task, version, InstallState.BAD, code)
             self._packages.activate(cursor, task, back)
             self._report(cursor, task, version, InstallState.BAD, code=code, message=message)
+            if back is not None:  # the cloud must know what is in force again
+                self._report(cursor, task, back, InstallState.GOOD)
             crashpoint("sync.revert.before")
         crashpoint("sync.revert.after")
         self.counts["reverted"] += 1
@@ -614,3 +616,15 @@ class Sync:
             for row in rows:
                 if row not in keep and self._packages.is_held(row.state):
                     self._packages.set_state(cursor, row.task, row.version, InstallState.REMOVED)
+
+
+def _code_of(error: ShoalError) -> ErrorCode:
+    """Return what is reported of a package that has the right hash and the wrong form."""
+    code = getattr(error, "code", None)
+    if isinstance(code, ErrorCode):
+        return code
+    if isinstance(error, LimitError):
+        return ErrorCode.SIZE_EXCEEDED
+    return (
+        ErrorCode.HASH_MISMATCH if isinstance(error, IntegrityError) else ErrorCode.SCHEMA_MISMATCH
+    )
