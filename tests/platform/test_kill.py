@@ -18,34 +18,29 @@ from shoal.device import DeviceStore
 from shoal.device.packages import PackageStore
 from shoal.wire.package import TaskPackage
 
+pytestmark = pytest.mark.slow  # two starts of a process for each point
+
 _PROGRAM = Path(__file__).with_name("agent_process.py")
 _VISITS = 150  # more than two commits of runs
 
 #: Points on the way from nothing to a good version, and passages after which to kill.
 FIRST = [
-    *[(name, 1) for name in (
-        "sync.wanted.before", "sync.wanted.after", "sync.download", "sync.downloaded",
-        "sync.stored", "sync.unpacked", "sync.verified", "sync.flip.before", "sync.flip.after",
-    )],
-    *[(name, number) for name in (
-        "runner.commit.begin", "runner.commit.before", "runner.commit.after",
-    ) for number in (1, 2, 3)],
-    *[(name, number) for name in (
-        "uplink.put", "uplink.numbered.before", "uplink.numbered.after", "tunnel.sent",
-        "uplink.acked.before", "uplink.acked.after",
-    ) for number in (1, 2)],
-    ("uplink.welcomed.before", 1),
-    ("uplink.welcomed.after", 1),
+    ("sync.wanted.before", 1), ("sync.wanted.after", 1), ("sync.download", 1),
+    ("sync.downloaded", 1), ("sync.stored", 1), ("sync.unpacked", 1), ("sync.verified", 1),
+    ("sync.flip.before", 1), ("sync.flip.after", 1),
+    ("runner.commit.begin", 1), ("runner.commit.before", 1), ("runner.commit.before", 3),
+    ("runner.commit.after", 1), ("runner.commit.after", 2),
+    ("uplink.put", 2), ("uplink.numbered.before", 1), ("uplink.numbered.after", 2),
+    ("tunnel.sent", 1), ("tunnel.sent", 2), ("uplink.acked.before", 1), ("uplink.acked.after", 1),
+    ("uplink.welcomed.before", 1), ("uplink.welcomed.after", 1),
 ]  # fmt: skip
 #: Points on the way from a good version to one that fails and back.
 REVERT = [
-    ("sync.flip.before", 1),
-    ("sync.flip.after", 1),
-    ("sync.revert.before", 1),
-    ("sync.revert.after", 1),
-    *[("runner.commit.before", number) for number in (1, 2, 3, 4)],
-    *[("runner.commit.after", number) for number in (1, 2, 3, 4)],
-]
+    ("sync.flip.before", 1), ("sync.flip.after", 1),
+    ("sync.revert.before", 1), ("sync.revert.after", 1),
+    ("runner.commit.before", 1), ("runner.commit.before", 3),
+    ("runner.commit.after", 2), ("runner.commit.after", 3),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -148,9 +143,9 @@ def test_killed_while_a_version_fails_its_trial(broken: Bench, point: str, numbe
 
 def test_killed_again_and_again(first: Bench) -> None:
     """One device, killed at a later point at every start."""
-    points = [f"{name}:{number}" for name, number in FIRST[:15]]
+    points = [f"{name}:{number}" for name, number in FIRST[:9]]
     kills = sum(run(first, "unlucky", "count-1:good", crash) == -signal.SIGKILL for crash in points)
-    assert kills >= 10
+    assert kills >= 8
     assert run(first, "unlucky", "count-1:good") == 0
     check_results(first, "unlucky")
 
