@@ -95,8 +95,9 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
 class TaskHealth(msgspec.Struct, frozen=True, kw_only=True):
     """Runs and results of one version of a task; times in microseconds.
 
-    Runs, failures, results, features and outcomes count everything. ``devices``
-    and the quantiles speak of the newest good runs, as many as were asked for.
+    Runs, failures, results, features and outcomes count everything; ``devices``
+    speaks of the newest runs of each outcome and the quantiles of the newest good
+    runs, as many as were asked for.
     """
 
     task: str
@@ -308,6 +309,17 @@ def task_health(store: Store, task: str, version: int, *, sample: int = 5_000) -
             .order_by(run_summary.c.received_us.desc())
             .limit(sample)
         ).all()
+        # One index range an outcome: the newest runs of each, failed ones included.
+        devices = {row.device for row in newest}
+        for code in outcomes:
+            if code:
+                failed = (
+                    sa.select(run_summary.c.device)
+                    .where(where, run_summary.c.outcome == code)
+                    .order_by(run_summary.c.received_us.desc())
+                    .limit(sample)
+                )
+                devices.update(row.device for row in connection.execute(failed))
         results, features = count(result), count(feature)
     wall = sorted(row.wall_us for row in newest)
     latency = sorted(row.latency_us for row in newest)
@@ -316,7 +328,7 @@ def task_health(store: Store, task: str, version: int, *, sample: int = 5_000) -
         version=version,
         runs=sum(outcomes.values()),
         failures=sum(number for code, number in outcomes.items() if code),
-        devices=len({row.device for row in newest}),
+        devices=len(devices),
         results=results,
         features=features,
         wall_p50_us=quantile(wall, 0.5),
