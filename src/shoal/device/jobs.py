@@ -67,16 +67,19 @@ class LogView:
                 return self._log.read(after_seq, limit)  # far behind the others: past the window
             self._after, self._seqs, self._rows = after_seq, [], []
         place = bisect_right(self._seqs, after_seq)
-        if place == len(self._seqs) and self._log.last_seq > after_seq:
-            fresh = self._log.read(after_seq, max(limit, _READ))
+        while len(self._seqs) - place < limit:
+            newest = self._seqs[-1] if self._seqs else self._after
+            fresh = self._log.read(newest, max(limit, _READ)) if newest < self._log.last_seq else []
+            if not fresh:
+                break
             self._rows += fresh
             self._seqs += [seq for seq, _ in fresh]
-            excess = len(self._seqs) - self._size
-            if excess > 0:
-                self._after = self._seqs[excess - 1]
-                del self._seqs[:excess], self._rows[:excess]
-                place = max(place - excess, 0)
-        return self._rows[place : place + limit]
+        found = self._rows[place : place + limit]
+        excess = len(self._seqs) - self._size
+        if excess > 0:
+            self._after = self._seqs[excess - 1]
+            del self._seqs[:excess], self._rows[:excess]
+        return found
 
     def forget(self) -> None:
         """Drop what is kept: the log was trimmed or replaced."""

@@ -201,7 +201,7 @@ class TaskRunner:
             return False
         if self._finished:
             return (
-                (self._running is None and not self._source.jobs)
+                self._running is None  # nothing to run, or not allowed to
                 or len(self._finished) >= _COMMIT_RUNS
                 or now - self._finished[0].at >= _COMMIT_S
             )
