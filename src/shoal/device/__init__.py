@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from shoal.device.engine import Engine, load_engine
     from shoal.device.group import AgentGroup
     from shoal.device.store import DeviceStore
+    from shoal.device.stream.features import FeatureStore
     from shoal.device.stream.log import EventLog
-    from shoal.device.stream.triggers import TriggerEngine
+    from shoal.device.stream.operators import Stream
+    from shoal.device.stream.triggers import Trigger, TriggerEngine
     from shoal.device.transport import AsyncShoalTransport, ShoalTransport
     from shoal.device.tunnel import Tunnel
     from shoal.device.uplink import Uplink
@@ -30,10 +32,13 @@ _HOMES = {
     "DeviceStore": "store",
     "Engine": "engine",
     "EventLog": "stream.log",
+    "FeatureStore": "stream.features",
     "RunReply": "container",
     "RunRequest": "container",
     "ShoalTransport": "transport",
+    "Stream": "stream.operators",
     "TaskCode": "container",
+    "Trigger": "stream.triggers",
     "TriggerEngine": "stream.triggers",
     "Tunnel": "tunnel",
     "Uplink": "uplink",
@@ -50,10 +55,13 @@ __all__ = [
     "DeviceStore",
     "Engine",
     "EventLog",
+    "FeatureStore",
     "RunReply",
     "RunRequest",
     "ShoalTransport",
+    "Stream",
     "TaskCode",
+    "Trigger",
     "TriggerEngine",
     "Tunnel",
     "Uplink",

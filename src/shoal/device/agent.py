@@ -27,7 +27,7 @@ from shoal.device.clock import ServerClock
 from shoal.device.compatibility import DeviceFacts
 from shoal.device.config import AgentConfig
 from shoal.device.container.pool import VMPool, VMPoolConfig
-from shoal.device.container.requests import RunReply, TaskCode
+from shoal.device.container.requests import RunReply
 from shoal.device.conversation import AGENT_NAME, Conversation
 from shoal.device.engine import engine_versions
 from shoal.device.identity import Identity
@@ -38,13 +38,14 @@ from shoal.device.store import DeviceStore
 from shoal.device.stream.features import FeatureStore
 from shoal.device.stream.log import EventLog
 from shoal.device.sync import Sync
+from shoal.device.taskcode import task_code
 from shoal.device.uplink import Uplink
 from shoal.wire.events import Event
 from shoal.wire.notices import parse_notice_address
 from shoal.wire.profile import TaskProfile
 from shoal.wire.simulation import SimulationReport, sign_simulation
 
-__all__ = ["Agent", "task_code"]
+__all__ = ["Agent"]
 
 _log = logging.getLogger(__name__)
 _TRIM_EVERY_S: Final = 60.0
@@ -391,7 +392,7 @@ class Agent:
             features=self.features,
             pool=self._pool,
             attempts=self.config.attempts,
-            on_runs=self.sync.record_runs,
+            on_runs=self.sync.versions.record_runs,
             on_reply=self._replied,
             wake=self._woken,
             clock=self._wall,
@@ -451,41 +452,3 @@ class Agent:
             "clock_skew_s": self.clock.skew_us() / 1e6,
             "last_error": self.last_error,
         }
-
-
-def task_code(task: InstalledTask, engine: str, engines: dict[str, str]) -> TaskCode:
-    """Return an installed task in the form that the pool runs.
-
-    Parameters
-    ----------
-    task : InstalledTask
-    engine : str
-        Engine of a task that names none.
-    engines : dict
-        Engines that this device has, with their versions.
-    """
-    manifest = task.manifest
-    wanted = [name for name in manifest.requires.engines if name in engines]
-    return TaskCode(
-        task=manifest.task,
-        version=manifest.version,
-        folder=task.folder,
-        entry=manifest.entry.get("device", "main:run"),
-        digest=task.digest,
-        models={
-            resource.name: task.folder / resource.path
-            for resource in manifest.resources
-            if resource.kind == "model"
-        },
-        engine=wanted[0] if wanted else engine,
-        outputs={
-            output.name: (output.kind, output.dtype)
-            for output in manifest.outputs
-            if output.kind != "events"
-        },
-        deadline_ms=manifest.limits.deadline_ms,
-        memory_mb=manifest.limits.memory_mb,
-        output_kb=manifest.limits.output_kb,
-        sandbox_level=manifest.isolation.sandbox_level,
-        seed=manifest.determinism.seed,
-    )

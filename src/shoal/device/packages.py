@@ -9,10 +9,9 @@ a new version or back to the last good one, is a database transaction, and a
 
 from __future__ import annotations
 
-import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +22,10 @@ from shoal.core.errors import (
     IntegrityError,
     NotFoundError,
     ShoalError,
-    UnavailableError,
 )
-from shoal.core.files import fsync_folder, sha256_file, write_bytes
+from shoal.core.files import sha256_file, write_bytes
+from shoal.device.content import ContentStore
 from shoal.device.store import DeviceStore
-from shoal.device.trust import TrustError
-from shoal.wire.codes import ErrorCode
 from shoal.wire.limits import DEFAULT_LIMITS, WireLimits
 from shoal.wire.manifest import check_member_path, decode_manifest
 from shoal.wire.notices import FileRef
@@ -39,7 +36,6 @@ from shoal.wire.specs import TaskManifest
 __all__ = ["InstalledTask", "PackageRow", "PackageStore"]
 
 _HELD = (InstallState.TRIAL, InstallState.GOOD)
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -88,12 +84,11 @@ class PackageStore:
     def __init__(
         self, folder: str | Path, store: DeviceStore, limits: WireLimits = DEFAULT_LIMITS
     ) -> None:
-        self._content = Path(folder) / "content"
+        self.content = ContentStore(Path(folder) / "content")
         self._unpacked = Path(folder) / "packages"
         self._store = store
         self._limits = limits
-        for place in (self._content, self._unpacked):
-            place.mkdir(parents=True, exist_ok=True)
+        self._unpacked.mkdir(parents=True, exist_ok=True)
 
     # -- rows ----------------------------------------------------------------------------------
 
@@ -229,86 +224,6 @@ class PackageStore:
 
     # -- files ---------------------------------------------------------------------------------
 
-    def has(self, ref: FileRef) -> bool:
-        """Whether a file is here, whole by its size."""
-        path = self._content / ref.sha256.hex()
-        return path.is_file() and path.stat().st_size == ref.size
-
-    def path(self, ref: FileRef) -> Path:
-        """Return where a file lies or will lie."""
-        return self._content / ref.sha256.hex()
-
-    def receive(
-        self, ref: FileRef, download: Callable[[int], Iterator[bytes]], chunk: int = _CHUNK
-    ) -> Iterator[None]:
-        """Bring a file into the content store, going on where an earlier try stopped.
-
-        Parameters
-        ----------
-        ref : FileRef
-            What the signed metadata promises.
-        download : callable
-            ``download(offset)`` yields the bytes from ``offset`` on.
-        chunk : int
-            Bytes between two steps.
-
-        Yields
-        ------
-        None
-            After every ``chunk`` bytes, so that the caller can do something else.
-
-        Raises
-        ------
-        TrustError
-            ``SIZE_EXCEEDED`` or ``HASH_MISMATCH``; nothing is kept.
-        UnavailableError
-            The download broke off; what came is kept for the next try.
-        OSError
-            The disk refuses (for example: full).
-        """
-        target = self.path(ref)
-        if self.has(ref):
-            return
-        part = target.with_suffix(".part")
-        offset = part.stat().st_size if part.exists() else 0
-        if offset > ref.size:
-            part.unlink()
-            offset = 0
-        with part.open("ab") as stream:
-            if offset < ref.size:
-                since = 0
-                for data in download(offset):
-                    offset += len(data)
-                    if offset > ref.size:
-                        part.unlink(missing_ok=True)
-                        raise TrustError(
-                            f"{ref.path or target.name} is longer than the {ref.size} bytes"
-                            " that were signed",
-                            ErrorCode.SIZE_EXCEEDED,
-                        )
-                    stream.write(data)
-                    crashpoint("sync.download")
-                    since += len(data)
-                    if since >= chunk:
-                        since = 0
-                        yield
-            stream.flush()
-            os.fsync(stream.fileno())
-        if offset < ref.size:
-            raise UnavailableError(
-                f"{ref.path or target.name} ended after {offset} of {ref.size} bytes"
-            )
-        if sha256_file(part) != ref.sha256:
-            part.unlink(missing_ok=True)
-            raise TrustError(
-                f"{ref.path or target.name} is not the file that was signed",
-                ErrorCode.HASH_MISMATCH,
-            )
-        crashpoint("sync.downloaded")
-        part.replace(target)
-        fsync_folder(self._content)
-        crashpoint("sync.stored")
-
     def manifest(self, ref: FileRef) -> TaskManifest:
         """Check a package that has been received and return its manifest.
 
@@ -317,7 +232,9 @@ class PackageStore:
         IntegrityError, LimitError, InputError
             The package is not acceptable.
         """
-        with TaskPackage.open(self.path(ref), self._limits, sha256=ref.sha256) as package:
+        with TaskPackage.open(
+            self.content.path(ref.sha256), self._limits, sha256=ref.sha256
+        ) as package:
             return package.manifest
 
     def unpack(self, ref: FileRef, own: Iterable[FileRef] = ()) -> Path:
@@ -336,12 +253,14 @@ class PackageStore:
         InputError
             A file of the device alone would replace a shared one, or climbs out.
         """
-        with TaskPackage.open(self.path(ref), self._limits, sha256=ref.sha256) as package:
+        with TaskPackage.open(
+            self.content.path(ref.sha256), self._limits, sha256=ref.sha256
+        ) as package:
             manifest = package.manifest
             target = self._unpacked / f"{manifest.task}-{manifest.version}-{ref.sha256.hex()[:16]}"
             if not target.exists():
                 separate = {
-                    resource.sha256: self._content / resource.sha256
+                    resource.sha256: self.content.path(bytes.fromhex(resource.sha256))
                     for resource in manifest.resources
                     if resource.separate
                 }
@@ -354,7 +273,7 @@ class PackageStore:
                 raise InputError("would replace a shared file", field="path", value=path)
             place = target / path
             place.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(place, self.path(file).read_bytes(), mode=0o444)
+            write_bytes(place, self.content.path(file.sha256).read_bytes(), mode=0o444)
         return target
 
     def load(self, row: PackageRow, *, thorough: bool = True) -> InstalledTask:
@@ -379,7 +298,7 @@ class PackageStore:
         if (manifest.task, manifest.version) != (row.task, row.version):
             raise IntegrityError(f"{row.task} {row.version}: its manifest was changed")
         if thorough:
-            path = self._content / row.sha256.hex()
+            path = self.content.path(row.sha256)
             with TaskPackage.open(path, self._limits, sha256=row.sha256) as package:
                 if package.manifest != manifest:
                     raise IntegrityError(f"{row.task} {row.version}: its manifest was changed")
@@ -401,11 +320,7 @@ class PackageStore:
             with suppress(ShoalError):  # damaged: it is brought again, with its files
                 manifest = self.load(row, thorough=False).manifest
                 hashes.update(item.sha256 for item in manifest.resources if item.separate)
-        removed = 0
-        for path in self._content.iterdir():
-            if path.name.removesuffix(".part") not in hashes:
-                path.unlink(missing_ok=True)
-                removed += 1
+        removed = self.content.collect_garbage(hashes)
         for folder in self._unpacked.iterdir():
             if folder.name not in folders:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -420,19 +335,14 @@ class PackageStore:
         with suppress(ShoalError):
             for item in self.load(row, thorough=False).manifest.resources:
                 if item.separate:
-                    self._discard_content(bytes.fromhex(item.sha256))
-        self._discard_content(row.sha256)
+                    self.content.discard(bytes.fromhex(item.sha256))
+        self.content.discard(row.sha256)
         if row.folder:
             shutil.rmtree(self._unpacked / row.folder, ignore_errors=True)
 
-    def _discard_content(self, sha256: bytes) -> None:
-        path = self._content / sha256.hex()
-        if path.is_file() and sha256_file(path) != sha256:
-            path.unlink()
-
     def free_bytes(self) -> int:
         """Return the free space of the disk."""
-        return shutil.disk_usage(self._content).free
+        return shutil.disk_usage(self._unpacked).free
 
     @staticmethod
     def is_held(state: str) -> bool:

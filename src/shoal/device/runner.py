@@ -11,9 +11,7 @@ that comes back after a failed one goes on from where it was.
 
 from __future__ import annotations
 
-import json
 import sqlite3
-import struct
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -24,20 +22,21 @@ from typing import Any, Final
 import msgspec
 
 from shoal.core.crashpoints import crashpoint
-from shoal.core.errors import ConflictError, InputError, UnavailableError
+from shoal.core.errors import ConflictError, UnavailableError
 from shoal.device.container.circuit import CircuitBreaker
 from shoal.device.container.pool import VMPool
 from shoal.device.container.requests import RunReply, RunRequest, TaskCode
 from shoal.device.jobs import Job, JobSource, LogView, derive_id
+from shoal.device.outputs import Finished, RunOutputs, decode_feature
 from shoal.device.packages import InstalledTask
 from shoal.device.store import DeviceStore
 from shoal.device.stream.features import FeatureStore
 from shoal.device.uplink import Uplink
 from shoal.wire.codes import ErrorCode
-from shoal.wire.results import FeatureRecord, ResultRecord, RunSummary
+from shoal.wire.results import RunSummary
 from shoal.wire.specs import TaskManifest
 
-__all__ = ["TaskRunner", "decode_feature", "encode_feature"]
+__all__ = ["TaskRunner"]
 
 _COMMIT_RUNS: Final = 64  # finished runs that one transaction takes at the most
 _COMMIT_S: Final = 0.2  # or when the oldest has waited for so long
@@ -54,17 +53,6 @@ class _Consumer(msgspec.Struct, array_like=True):
 
     state: bytes | None = None
     triggers: bytes | None = None
-
-
-@dataclass
-class _Finished:
-    """A run that is over and not durable yet; ``state`` is the task's after it."""
-
-    job: Job
-    reply: RunReply
-    state: bytes | None
-    at: float
-    skipped: bool = False
 
 
 @dataclass
@@ -123,20 +111,19 @@ class TaskRunner:
         self.key = installed.key
         self._code = code
         self._store, self._view, self._uplink, self._pool = store, view, uplink, pool
-        self._features = features
         self._attempts = attempts
         self._on_runs, self._on_reply, self._wake = on_runs, on_reply, wake
         self._clock = clock
-        self._raw_outputs = any(output.kind == "events" for output in self.manifest.outputs)
         self.breaker = CircuitBreaker()
         self._starts: deque[float] = deque()
         self._not_before = 0.0
         #: Runs by outcome, and ``skipped``, ``circuit_open``, ``trimmed_input``.
         self.counts: Counter[str] = Counter()
+        self._outputs = RunOutputs(self.manifest, features, uplink, self.counts)
         #: Why the version has failed its trial, once it has.
         self.failed_trial: str | None = None
         self._running: tuple[Job, Future[RunReply], float] | None = None
-        self._finished: list[_Finished] = []
+        self._finished: list[Finished] = []
         self._tally = _Tally()
         self._load()
 
@@ -300,7 +287,7 @@ class TaskRunner:
             self._tally.good += 1
             self._state = reply.state
             self._keep_readable(reply)
-            self._finished.append(_Finished(job, reply, self._state, now))
+            self._finished.append(Finished(job, reply, self._state, now))
             return
         self._tally.failed += 1
         self._tally.message = reply.message
@@ -311,7 +298,7 @@ class TaskRunner:
             self._source.jobs.appendleft(job)
         else:
             self.counts["skipped"] += 1
-            self._finished.append(_Finished(job, reply, self._state, now, skipped=True))
+            self._finished.append(Finished(job, reply, self._state, now, skipped=True))
         # A failure is told at once: a guardrail, or the trial, may be waiting for it.
         self.commit()
 
@@ -387,12 +374,8 @@ class TaskRunner:
             crashpoint("runner.commit.begin")
             if kept is not None:
                 self._write_place(cursor, place, kept)
-            self._write_outputs(cursor, finished)
-            self._uplink.put_runs(cursor, tally.summaries)
-            self._write_runs(cursor, tally.summaries)
-            for entry in finished:
-                if entry.skipped:
-                    self._set_aside(cursor, entry)
+            self._outputs.write(cursor, finished, self._clock())
+            self._outputs.write_runs(cursor, tally.summaries)
             failed = False
             if tally.good or tally.failed:
                 failed = self._on_runs(cursor, *self.key, tally.good, tally.failed)
@@ -417,61 +400,6 @@ class TaskRunner:
         if cursor.rowcount == 0:
             raise ConflictError(f"{self.key[0]} {self.key[1]} is not in force any more")
 
-    def _write_outputs(self, cursor: sqlite3.Cursor, finished: list[_Finished]) -> None:
-        task, version = self.key
-        model = self.manifest.model_version
-        results: list[ResultRecord] = []
-        features: list[FeatureRecord] = []
-        for entry in finished:
-            if entry.skipped:
-                continue
-            for number, (name, value, ts_us) in enumerate(entry.reply.emits):
-                place = derive_id(entry.job.run, b"result", number)
-                results.append(ResultRecord(place, task, version, name, ts_us, value, model))
-            for name, key, dtype, value, ts_us in entry.reply.features:
-                body = encode_feature(dtype, value)
-                try:
-                    features.append(
-                        self._features.put(
-                            task, name, key, body,
-                            ts_us=ts_us, version=version, dtype=dtype, model_version=model,
-                        )
-                    )  # fmt: skip
-                except InputError:  # too long for a feature: the run was fine, this value stays
-                    self.counts["refused_feature"] += 1
-                    self._uplink.count_dropped(cursor, "refused_feature")
-            if self._raw_outputs:
-                self._uplink.put_events(cursor, task, version, entry.job.events)
-        self._features.flush()
-        self._uplink.put_results(cursor, results)
-        self._uplink.put_features(cursor, features)
-
-    def _write_runs(self, cursor: sqlite3.Cursor, summaries: list[RunSummary]) -> None:
-        cursor.executemany(
-            "INSERT INTO run (id, task, version, started_us, cpu_us, wall_us, peak_kb, backend,"
-            " outcome) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                (
-                    s.run, s.task, s.version, s.ts_us, s.cpu_us, s.wall_us, s.peak_kb,
-                    s.backend, s.outcome,
-                )
-                for s in summaries
-            ],
-        )  # fmt: skip
-
-    def _set_aside(self, cursor: sqlite3.Cursor, entry: _Finished) -> None:
-        """Keep in mind which event the stream went on without."""
-        last = entry.job.events[-1].id if entry.job.events else entry.job.run
-        note = f"{len(entry.job.events)} events: {entry.reply.message}"
-        cursor.execute(
-            "INSERT OR REPLACE INTO quarantine (task, event, version, seq, attempts, code, at_us,"
-            " message) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                self.key[0], last, self.key[1], entry.job.seq, entry.job.attempts,
-                entry.reply.outcome, self._clock(), note[:500],
-            ),
-        )  # fmt: skip
-
     def close(self) -> None:
         """Commit what has finished; a run under way is begun again at the next start."""
         if self._running is not None:
@@ -480,21 +408,3 @@ class TaskRunner:
             self._running = None
         if self._finished or self._tally.summaries or self._source.position > self._committed_seq:
             self.commit()
-
-
-def encode_feature(dtype: str, value: Any) -> bytes:
-    """Write a feature's value in its dtype: little-endian float32, JSON or msgpack."""
-    if dtype.startswith("f32["):
-        return struct.pack(f"<{len(value)}f", *value)
-    if dtype == "json":
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-    return msgspec.msgpack.encode(value)
-
-
-def decode_feature(dtype: str, value: bytes) -> Any:
-    """Read a feature's value."""
-    if dtype.startswith("f32["):
-        return list(struct.unpack(f"<{len(value) // 4}f", value))
-    if dtype == "json":
-        return json.loads(value)
-    return msgspec.msgpack.decode(value)

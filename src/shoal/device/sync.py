@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -27,12 +26,13 @@ from shoal.device.packages import InstalledTask, PackageRow, PackageStore
 from shoal.device.store import DeviceStore
 from shoal.device.trust import TrustError, TrustStore
 from shoal.device.uplink import Uplink
+from shoal.device.versions import Versions
 from shoal.wire.codes import ErrorCode
 from shoal.wire.enrolment import ExclusiveGrant
 from shoal.wire.limits import DEFAULT_LIMITS, WireLimits
 from shoal.wire.notices import DesiredTask, FileRef, ReleaseNotice
 from shoal.wire.profile import HeldTask, format_profile_header, profile_digest
-from shoal.wire.results import InstallReport, InstallState
+from shoal.wire.results import InstallState
 
 __all__ = ["Sync"]
 
@@ -78,8 +78,8 @@ class Sync:
     ----------
     trust : TrustStore or None
         Checks signatures; set when the device has enrolled.
-    generation : int
-        Rises when the versions in force change; the agent follows it.
+    versions : Versions
+        Which versions are in force.
     counts : Counter
         Refusals and failures by reason.
     last_error : str
@@ -107,13 +107,18 @@ class Sync:
         self._uplink = uplink
         self._facts = facts
         self._clock = clock
-        self._trial_runs = trial_runs
-        self._trial_crashes = trial_crashes
         self._reserve = reserve_bytes
         self._chunk = chunk
         self._limits = limits
         self.trust: TrustStore | None = None
-        self.generation = 0
+        self.versions = Versions(
+            store,
+            packages,
+            uplink,
+            clock=clock,
+            trial_runs=trial_runs,
+            trial_crashes=trial_crashes,
+        )
         self.counts: Counter[str] = Counter()
         self.last_error = ""
         self._work: Iterator[None] | None = None
@@ -135,6 +140,11 @@ class Sync:
     def epoch(self) -> int:
         """Epoch of the last notice that was accepted."""
         return self._epoch
+
+    @property
+    def generation(self) -> int:
+        """Rises when the versions in force change; the agent follows it."""
+        return self.versions.generation
 
     @property
     def working(self) -> bool:
@@ -174,7 +184,8 @@ class Sync:
                 self._checked.add(key)
             except (IntegrityError, NotFoundError, InputError) as error:
                 self.counts["damaged"] += 1
-                self._drop(row, error.message)
+                self.last_error = error.message
+                self.versions.drop(row, error.message)
         return found
 
     # -- following a notice ------------------------------------------------------------------
@@ -255,12 +266,12 @@ class Sync:
     ) -> Iterator[None]:
         for task in list(self._packages.active()):
             if self._desired.get(task, 0) == 0:
-                self._remove(task)
+                self.versions.remove(task)
         for desired in wanted:
             if desired.version > 0:
                 yield from self._bring(trust, desired, notice, cohort)
         if self._whole:
-            self._collect()
+            self.versions.collect()
 
     def _bring(
         self, trust: TrustStore, desired: DesiredTask, notice: ReleaseNotice, cohort: int
@@ -278,7 +289,7 @@ class Sync:
                 if trust.withdrawn(desired.task, desired.version):
                     self._withdraw(desired)
                 else:
-                    self._switch(row)
+                    self.versions.switch(row)
             return
         if desired.not_before_us > self._clock():
             self.counts["not_before"] += 1
@@ -338,7 +349,7 @@ class Sync:
         largest = max(ref.size for ref in files)
         if desired.package.size > self._limits.package or largest > self._limits.resource:
             raise TrustError("larger than this device takes", ErrorCode.SIZE_EXCEEDED)
-        missing = sum(ref.size for ref in files if not self._packages.has(ref))
+        missing = sum(ref.size for ref in files if not self._packages.content.has(ref))
         if self._packages.free_bytes() < missing + desired.package.size + self._reserve:
             raise OSError(errno.ENOSPC, "not enough room for the package")
         yield from self._fetch(desired.package, urls)
@@ -364,21 +375,11 @@ class Sync:
             yield from self._fetch(ref, urls)
         folder = self._packages.unpack(desired.package, own)
         crashpoint("sync.verified")
-        with self._store.transaction() as cursor:
-            self._packages.write(
-                cursor,
-                (desired.task, desired.version),
-                sha256=desired.package.sha256,
-                state=InstallState.TRIAL,
-                epoch=self._epoch,
-                folder=folder.name,
-                at_us=self._clock(),
-            )
-            self._put_in_force(cursor, desired.task, desired.version, InstallState.TRIAL)
-            crashpoint("sync.flip.before")
-        crashpoint("sync.flip.after")
-        self._checked.discard((desired.task, desired.version))
-        self.generation += 1
+        key = (desired.task, desired.version)
+        self._checked.discard(key)
+        self.versions.install(
+            key, sha256=desired.package.sha256, epoch=self._epoch, folder=folder.name
+        )
 
     def _fetch(self, ref: FileRef, urls: dict[str, list[str]]) -> Iterator[None]:
         name = ref.sha256.hex()
@@ -386,13 +387,19 @@ class Sync:
         for address in dict.fromkeys([*urls.get(name, []), f"/v1/d/files/{name}"]):
             download = functools.partial(self._link.download, address)
             try:
-                yield from self._packages.receive(ref, download, self._chunk)
+                yield from self._packages.content.receive(ref, download, self._chunk)
             except (Unavailable, NotFoundError, RefusedError, TrustError) as error:
                 failure = error  # a bad mirror must not stop a good one
             else:
                 return
         assert failure is not None
         raise failure
+
+    def revert(self, task: str, version: int, message: str) -> int | None:
+        """Give up a version that failed its trial; see :meth:`Versions.revert`."""
+        floor = 0 if self.trust is None else self.trust.floor(task)
+        self.counts["reverted"] += 1
+        return self.versions.revert(task, version, message, floor=floor)
 
     # -- what cannot be installed --------------------------------------------------------------
 
@@ -415,7 +422,7 @@ class Sync:
         bring back what was withdrawn (Walle sheet 6.5).
         """
         if self._packages.active().get(desired.task) == desired.version:
-            self._remove(desired.task)
+            self.versions.remove(desired.task)
         self._refuse(desired, ErrorCode.BELOW_FLOOR, "the version was withdrawn")
 
     def _refuse(self, desired: DesiredTask, code: ErrorCode | int, message: str) -> None:
@@ -430,7 +437,7 @@ class Sync:
                 code=int(code),
                 at_us=self._clock(),
             )
-            self._report(
+            self.versions.report(
                 cursor,
                 desired.task,
                 desired.version,
@@ -448,7 +455,7 @@ class Sync:
             return
         try:
             with self._store.transaction() as cursor:
-                self._report(
+                self.versions.report(
                     cursor, *said[:2], InstallState.WANTED, code=int(code), message=message
                 )
         except Unavailable:
@@ -488,134 +495,6 @@ class Sync:
                 (InstallState.REFUSED, int(ErrorCode.INCOMPATIBLE)),
             )
             cursor.execute("INSERT OR REPLACE INTO meta VALUES ('sync.facts', ?)", (digest,))
-
-    def _put_in_force(
-        self, cursor: sqlite3.Cursor, task: str, version: int | None, state: str
-    ) -> None:
-        """Flip the pointer and report it, inside the caller's transaction."""
-        previous = self._packages.active().get(task)
-        row = None if previous is None else self._packages.row(task, previous)
-        if row is not None and row.state == InstallState.GOOD and previous != version:
-            cursor.execute(
-                "INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"lastgood.{task}", previous)
-            )
-        self._packages.activate(cursor, task, version)
-        if version is not None:
-            self._report(cursor, task, version, state)
-
-    def _switch(self, row: PackageRow) -> None:
-        """Put a version in force that is on the disk already."""
-        if self._packages.active().get(row.task) == row.version:
-            return
-        with self._store.transaction() as cursor:
-            self._put_in_force(cursor, row.task, row.version, row.state)
-            crashpoint("sync.flip.before")
-        crashpoint("sync.flip.after")
-        self.generation += 1
-
-    def _remove(self, task: str) -> None:
-        version = self._packages.active()[task]
-        with self._store.transaction() as cursor:
-            self._packages.activate(cursor, task, None)
-            row = self._packages.row(task, version)
-            if row is not None and self._packages.is_held(row.state):
-                self._packages.set_state(cursor, task, version, InstallState.REMOVED)
-            self._report(cursor, task, version, InstallState.REMOVED)
-            crashpoint("sync.removed.before")
-        crashpoint("sync.removed.after")
-        self.generation += 1
-
-    def _drop(self, row: PackageRow, message: str) -> None:
-        """Forget a version whose files are damaged, so that it is brought again."""
-        self.last_error = message
-        with self._store.transaction() as cursor:
-            # Its place in the log stays: it comes back as the same version.
-            cursor.execute("DELETE FROM meta WHERE key=?", (f"active.{row.task}",))
-            cursor.execute(
-                "DELETE FROM package WHERE task=? AND version=?", (row.task, row.version)
-            )
-            code = int(ErrorCode.HASH_MISMATCH)
-            self._report(
-                cursor, row.task, row.version, InstallState.WANTED, code=code, message=message
-            )
-        self._packages.discard(row)
-        self.generation += 1
-
-    # -- trials --------------------------------------------------------------------------------
-
-    def record_runs(
-        self, cursor: sqlite3.Cursor, task: str, version: int, good: int, failed: int
-    ) -> bool:
-        """Take note of runs inside the runner's transaction.
-
-        Returns
-        -------
-        bool
-            Whether the version has just failed its trial. The caller then calls
-            :meth:`revert` once its transaction is over.
-        """
-        runs, failures, state = self._packages.count_runs(cursor, task, version, good, failed)
-        if state != InstallState.TRIAL:
-            return False
-        if failures >= self._trial_crashes:
-            return True
-        if runs >= self._trial_runs:
-            self._packages.set_state(cursor, task, version, InstallState.GOOD)
-            self._packages.forget_kept_place(cursor, task)
-            self._report(cursor, task, version, InstallState.GOOD)
-        return False
-
-    def revert(self, task: str, version: int, message: str) -> int | None:
-        """Give up a version that failed its trial and go back to the last good one.
-
-        Returns
-        -------
-        int or None
-            The version in force now; None if there is none to go back to.
-        """
-        floor = 0 if self.trust is None else self.trust.floor(task)
-        back = self._packages.last_good(task, other_than=version, floor=floor)
-        with self._store.transaction() as cursor:
-            code = int(ErrorCode.QUARANTINED)
-            self._packages.set_state(cursor, task, version, InstallState.BAD, code)
-            self._packages.activate(cursor, task, back)
-            self._report(cursor, task, version, InstallState.BAD, code=code, message=message)
-            if back is not None:  # the cloud must know what is in force again
-                self._report(cursor, task, back, InstallState.GOOD)
-            crashpoint("sync.revert.before")
-        crashpoint("sync.revert.after")
-        self.counts["reverted"] += 1
-        self.generation += 1
-        return back
-
-    def _report(
-        self,
-        cursor: sqlite3.Cursor,
-        task: str,
-        version: int,
-        state: str,
-        *,
-        code: int = 0,
-        message: str = "",
-    ) -> None:
-        report = InstallReport(task, version, state, code, self._clock(), message[:300])
-        self._uplink.put_installs(cursor, [report])
-
-    def _collect(self) -> None:
-        """Remove the files of versions that are neither in force nor the last good ones."""
-        active = self._packages.active()
-        rows = self._packages.rows()
-        keep = [
-            row
-            for row in rows
-            if active.get(row.task) == row.version
-            or row.version == self._packages.last_good(row.task, other_than=0)
-        ]
-        self._packages.collect_garbage(keep)
-        with self._store.transaction() as cursor:
-            for row in rows:
-                if row not in keep and self._packages.is_held(row.state):
-                    self._packages.set_state(cursor, row.task, row.version, InstallState.REMOVED)
 
 
 def _code_of(error: ShoalError) -> ErrorCode:

@@ -204,7 +204,7 @@ class SyncBench:
 
     def runs(self, version: int, good: int = 0, failed: int = 0, task: str = "count") -> bool:
         with self.store.transaction() as cursor:
-            return self.sync.record_runs(cursor, task, version, good, failed)
+            return self.sync.versions.record_runs(cursor, task, version, good, failed)
 
     def reports(self) -> list[tuple[int, str, int]]:
         """Return what was reported upwards so far: (version, state, code)."""
