@@ -21,6 +21,7 @@ __all__ = ["NEVER", "End", "Firing", "Reset", "Trigger"]
 NEVER = -(1 << 63)
 
 _MAX_STEPS = 32
+_MAX_PENDING = 4096
 
 
 @dataclass(frozen=True)
@@ -168,11 +169,13 @@ class End:
     starts : deque of (seq, us)
         Starts of the completions counted so far.
     pending : deque of (deadline, start, seq, event)
-        Completions that wait for what must not follow.
+        Completions that wait for what must not follow; of more than 4,096 the
+        oldest are dropped and counted in ``dropped``.
     """
 
     __slots__ = (
-        "cooldown_us", "count", "depth", "name", "negated", "pending", "quiet_until_us", "reset",
+        "cooldown_us", "count", "depth", "dropped", "name", "negated", "pending",
+        "quiet_until_us", "reset",
         "simple", "since", "span_us", "starts", "task", "trigger", "within_us", "without",
     )  # fmt: skip
 
@@ -192,6 +195,7 @@ class End:
         timed = self.within_us and (self.depth > 1 or self.count > 1)
         self.simple = not (timed or self.count > 1 or self.without or self.negated)
         self.reset = Reset()
+        self.dropped = 0
         self.quiet_until_us = NEVER
         self.starts: deque[tuple[int, int]] = deque(maxlen=self.count)
         self.pending: deque[tuple[int, int, int, Event]] = deque()
@@ -201,37 +205,54 @@ class End:
         self.starts.clear()
         self.pending.clear()
 
-    def complete(self, start: tuple[int, int], last: tuple[int, int, Event]) -> Firing | None:
-        """Take one completion of the sequence; return a firing if it fires now.
+    def complete(
+        self, start: tuple[Any, ...], last: tuple[int, int, Event], fired: list[Firing]
+    ) -> None:
+        """Take one completion of the sequence; add to ``fired`` if it fires now.
 
-        ``start`` is (seq, us) of the first event, ``last`` (seq, us, event) of the last.
+        ``start`` begins with (seq, us) of the first event, ``last`` is (seq, us, event) of
+        the last.
         """
-        reset_seq = self.reset.seq
-        if start[0] < reset_seq:
-            return None
+        start_seq = start[0]
+        if start_seq <= self.since:
+            return
         seq, now, event = last
-        if self.count > 1:
-            starts = self.starts
-            if starts and starts[-1][0] < reset_seq:
-                starts.clear()
-            starts.append(start)
-            if len(starts) < self.count:
-                return None
-            start = starts[0]
-            if self.within_us and not self.negated and now - start[1] > self.within_us:
-                return None
-            starts.clear()
-        elif self.within_us and not self.negated and now - start[1] > self.within_us:
-            return None
-        if self.negated:
-            self.pending.append((now + self.within_us, start[0], seq, event))
-            return None
-        return self.fire(start[0], seq, now, event)
-
-    def fire(self, start_seq: int, seq: int, now: int, event: Event) -> Firing | None:
-        """Fire unless cooling down."""
+        if not self.simple:
+            reset_seq = self.reset.seq
+            if start_seq < reset_seq:
+                return
+            if self.count > 1:
+                starts = self.starts
+                if starts and starts[-1][0] < reset_seq:
+                    starts.clear()
+                starts.append((start_seq, start[1]))
+                if len(starts) < self.count:
+                    return
+                start = starts[0]
+                start_seq = start[0]
+            if self.negated:
+                self.starts.clear()
+                self.pending.append((now + self.within_us, start_seq, seq, event))
+                if len(self.pending) > _MAX_PENDING:
+                    self.pending.popleft()
+                    self.dropped += 1
+                return
+            if self.within_us and now - start[1] > self.within_us:
+                return
+            self.starts.clear()
         if self.cooldown_us:
             if now < self.quiet_until_us:
-                return None
+                return
             self.quiet_until_us = now + self.cooldown_us
-        return Firing(self.task, self.name, start_seq, event, seq)
+        fired.append(Firing(self.task, self.name, start_seq, event, seq))
+
+    def expire(self, ts_us: int, due: list[tuple[int, Firing]]) -> None:
+        """Add to ``due`` what was not followed up to ``ts_us``, with its deadline."""
+        pending = self.pending
+        while pending and pending[0][0] < ts_us:
+            deadline, start_seq, seq, event = pending.popleft()
+            if self.cooldown_us:
+                if deadline < self.quiet_until_us:
+                    continue
+                self.quiet_until_us = deadline + self.cooldown_us
+            due.append((deadline, Firing(self.task, self.name, start_seq, event, seq)))

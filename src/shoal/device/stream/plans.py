@@ -13,7 +13,7 @@ from typing import Any
 
 from shoal.device.stream.conditions import Test, compile_test, condition_key, find
 from shoal.device.stream.patterns import End, Reset
-from shoal.device.stream.trie import NEVER, Node, NodeSet, NodeSets, takes
+from shoal.device.stream.trie import NEVER, Node, NodeSets, takes
 
 __all__ = ["EventClass", "Plan", "Tries"]
 
@@ -32,9 +32,9 @@ class EventClass:
     ----------
     met : frozenset of int
         The conditions that hold.
-    live : list of NodeSet
-        The strict nodes at depth 1 that such an event reaches and that go on: those
-        without conditions, the same for the whole plan, and those with.
+    live : tuple of NodeSet
+        The strict nodes at depth 1 that such an event reaches through conditions and
+        that go on: one set or none.
     ends : tuple of End
         The strict sequences of one step that it completes.
     firsts : list of Node
@@ -48,10 +48,9 @@ class EventClass:
     def __init__(self, plan: Plan, met: frozenset[int]) -> None:
         self.plan = plan
         self.met = met
-        plain, guarded = plan.roots.met_apart(met)
-        roots = [plan.sets.get(tuple(sorted(nodes, key=_number))) for nodes in (plain, guarded)]
-        self.live: list[NodeSet] = [one.live for one in roots if one.live is not None]
-        self.ends = roots[0].ends + roots[1].ends
+        guarded = plan.sets.get(tuple(sorted(plan.roots.guarded(met), key=_number)))
+        self.live = () if guarded.live is None else (guarded.live,)
+        self.ends = guarded.ends + tuple(end for node in plan.roots.plain for end in node.ends)
         self.firsts = plan.firsts.met(met)
         self.later = [(node, node.parent) for node in plan.later.met(met) if node.parent]
 
@@ -126,26 +125,25 @@ class _ByCondition:
     """Nodes found by the conditions that hold, without asking each node."""
 
     def __init__(self, nodes: Iterable[Node], rare: Mapping[int, int]) -> None:
-        self._plain: list[Node] = []
+        self.plain: list[Node] = []
         self._under: dict[int, list[Node]] = {}
         for node in nodes:
             if node.conditions:
                 under = min(node.conditions, key=lambda number: (rare[number], number))
                 self._under.setdefault(under, []).append(node)
             else:
-                self._plain.append(node)
+                self.plain.append(node)
 
-    def met_apart(self, met: frozenset[int]) -> tuple[list[Node], list[Node]]:
-        """Return the nodes without conditions, and those all of whose conditions hold."""
+    def guarded(self, met: frozenset[int]) -> list[Node]:
+        """Return the nodes with conditions, all of which hold."""
         found: list[Node] = []
         for number in met:
             found += [n for n in self._under.get(number, ()) if n.conditions <= met]
-        return self._plain, found
+        return found
 
     def met(self, met: frozenset[int]) -> list[Node]:
-        """Return both together."""
-        plain, found = self.met_apart(met)
-        return plain + found
+        """Return these and the nodes without conditions."""
+        return self.plain + self.guarded(met)
 
 
 class Tries:
@@ -191,6 +189,12 @@ class Tries:
                 for key in node.step.keys:
                     self.conditions.setdefault(key, len(self.conditions))
             trie.finish(self.conditions)
+        # Nodes by the pattern of their step: a plan finds its own without a walk.
+        self.strict_at: dict[_Pattern, list[Node]] = {}
+        self.relaxed_at: dict[_Pattern, list[Node]] = {}
+        for trie, at in ((self.strict, self.strict_at), (self.relaxed, self.relaxed_at)):
+            for node in trie.walk():
+                at.setdefault((node.step.kind, node.step.page), []).append(node)
         self._patient = [n for n in self.relaxed.walk() if n.depth > 1 and not n.conditions]
         self._plans: dict[_Pattern, Plan] = {}
 
@@ -246,8 +250,10 @@ class Plan:
     def __init__(self, number: int, at: _Pattern, tries: Tries) -> None:
         self.number = number
         self.kind, self.page = at
-        strict = [node for node in tries.strict.walk() if node.takes(*at)]
-        relaxed = [node for node in tries.relaxed.walk() if node.takes(*at)]
+        # A set: where no trigger names the kind or the page, two of these are the same.
+        patterns = sorted({at, (at[0], None), (None, at[1]), (None, None)}, key=str)
+        strict = [node for one in patterns for node in tries.strict_at.get(one, ())]
+        relaxed = [node for one in patterns for node in tries.relaxed_at.get(one, ())]
         asked: dict[str, dict[int, tuple[str, Any]]] = {}
         rare: dict[int, int] = {}
         ordered: set[str] = set()

@@ -1,14 +1,13 @@
-"""The trie of trigger sequences, and how a set of its nodes moves at an event.
+"""The trie of trigger sequences, and how the live part of it moves at an event.
 
 Walle sheet B.2. Sequences that begin alike share nodes. In *strict* mode the
-next event must match the next step, so the set of live nodes depends only on
-what the last few events were. The sets that come up are few; each is built
-once and remembers what events of each (kind, page) make of it (the subset
-construction of automata, done lazily as in Thompson's matcher: Ken Thompson,
-"Regular expression search algorithm", CACM 1968). Nodes of different depth,
-and nodes reached through conditions, are kept in sets of their own: their
-combinations are many. A combination that does come up again is a
-:class:`LiveState`, which remembers the answer for a whole class of events.
+next event must match the next step, so which nodes are live depends only on
+what the last few events were. As far as steps have no conditions, it depends on
+their kinds and pages alone: such a set of live nodes is one state of an
+automaton, whose moves are worked out when they first come up (the subset
+construction, done lazily as in Thompson's matcher: Ken Thompson, "Regular
+expression search algorithm", CACM 1968). Nodes reached through conditions are
+kept in sets of their own beside it, since their combinations are many.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from shoal.device.stream.patterns import End
     from shoal.device.stream.plans import EventClass, Plan
 
-__all__ = ["NEVER", "LiveState", "Node", "NodeSet", "NodeSets", "StepSpec", "takes"]
+__all__ = ["NEVER", "Move", "Node", "NodeSet", "NodeSets", "StepSpec", "takes"]
 
 #: The start of a partial match that there has not been: before every event.
 NEVER = (-1, 0)
@@ -167,24 +166,6 @@ class Node:
         return takes((self.step.kind, self.step.page), kind, page)
 
 
-class Move(NamedTuple):
-    """What events of one plan make of a set of nodes.
-
-    Attributes
-    ----------
-    live : NodeSet or None
-        Nodes without conditions that they reach and that go on.
-    ends : tuple of End
-        Sequences that they complete, whatever they contain.
-    guarded : tuple of Node
-        Nodes that they reach if their conditions hold.
-    """
-
-    live: NodeSet | None
-    ends: tuple[End, ...]
-    guarded: tuple[Node, ...]
-
-
 class NodeSet:
     """Some nodes of the strict trie that the last event reached.
 
@@ -197,7 +178,7 @@ class NodeSet:
     live : NodeSet or None
         The set of ``nodes`` alone; ``None`` if there are none.
     moves : dict
-        What has been worked out of the moves from here.
+        What events of each plan make of it, as far as it has come up.
     """
 
     __slots__ = ("ends", "live", "moves", "nodes")
@@ -209,22 +190,29 @@ class NodeSet:
         self.moves: dict[Plan, Move] = {}
 
 
-class LiveState:
-    """Everything that is live in the strict trie after an event.
+class Move(NamedTuple):
+    """What events of one plan make of a set of nodes.
 
     Attributes
     ----------
-    sets : tuple of NodeSet
-        Its parts.
-    moves : dict
-        By class of the next event: the state after it and the sequences that it completes.
+    target : NodeSet
+        What they reach without conditions; for the automaton's states the first
+        nodes of all sequences are among them.
+    live : NodeSet or None
+        Its part that goes on.
+    ends : tuple of End
+        Sequences of several steps that they complete, whatever they contain.
+    guarded : tuple of Node
+        Nodes that they reach if their conditions hold.
+    met : dict
+        By class of events: the set of those whose conditions hold, or ``None``.
     """
 
-    __slots__ = ("moves", "sets")
-
-    def __init__(self, sets: tuple[NodeSet, ...]) -> None:
-        self.sets = sets
-        self.moves: dict[EventClass, tuple[LiveState, tuple[End, ...]]] = {}
+    target: NodeSet
+    live: NodeSet | None
+    ends: tuple[End, ...]
+    guarded: tuple[Node, ...]
+    met: dict[EventClass, NodeSet | None]
 
 
 class NodeSets:
@@ -232,9 +220,10 @@ class NodeSets:
 
     def __init__(self) -> None:
         self._sets: dict[tuple[Node, ...], NodeSet] = {}
-        self._states: dict[tuple[NodeSet, ...], LiveState] = {}
         #: How much has been remembered; whoever owns this starts anew when it is too much.
         self.size = 0
+        #: The automaton before the first event.
+        self.start = self.get(())
 
     def get(self, nodes: tuple[Node, ...]) -> NodeSet:
         """Return the one set of these nodes."""
@@ -248,41 +237,29 @@ class NodeSets:
                 found.live = self.get(found.nodes).live
         return found
 
-    def state(self, sets: tuple[NodeSet, ...]) -> LiveState:
-        """Return the one state with these parts."""
-        found = self._states.get(sets)
-        if found is None:
-            self.size += 1
-            found = self._states[sets] = LiveState(sets)
-        return found
-
-    def after(self, state: LiveState, event_class: EventClass) -> tuple[LiveState, tuple[End, ...]]:
-        """Work out and remember what an event of this class makes of ``state``."""
-        self.size += 1
-        plan = event_class.plan
-        live = list(event_class.live)
-        ends = event_class.ends
-        for start in state.sets:
-            move = start.moves.get(plan) or self._move(start, plan)
-            if move.live is not None:
-                live.append(move.live)
-            ends += move.ends
-            if move.guarded:
-                met = event_class.met
-                reached = tuple([node for node in move.guarded if node.conditions <= met])
-                if reached:
-                    found = self.get(reached)
-                    ends += found.ends
-                    if found.live is not None:
-                        live.append(found.live)
-        answer = state.moves[event_class] = (self.state(tuple(live)), ends)
-        return answer
-
-    def _move(self, start: NodeSet, plan: Plan) -> Move:
-        """Work out and remember what events of ``plan`` make of ``start``."""
-        self.size += 1
+    def move(self, start: NodeSet, plan: Plan) -> Move:
+        """Work out and remember what events of ``plan`` make of a set beside the automaton."""
         below = [child for node in start.nodes for child in node.below(plan)]
-        plain = self.get(tuple([child for child in below if not child.conditions]))
+        return self._remember(start, plan, below, [])
+
+    def step(self, state: NodeSet, plan: Plan) -> Move:
+        """Work out and remember what events of ``plan`` make of a state of the automaton."""
+        below = [child for node in state.nodes for child in node.below(plan)]
+        return self._remember(state, plan, below, plan.roots.plain)
+
+    def _remember(self, start: NodeSet, plan: Plan, below: list[Node], roots: list[Node]) -> Move:
+        self.size += 1
+        plain = [child for child in below if not child.conditions]
         guarded = tuple([child for child in below if child.conditions])
-        move = start.moves[plan] = Move(plain.live, plain.ends, guarded)
+        target = self.get((*roots, *plain))
+        ends = tuple([end for child in plain for end in child.ends])
+        move = start.moves[plan] = Move(target, target.live, ends, guarded, {})
         return move
+
+    def met(self, move: Move, event_class: EventClass) -> NodeSet | None:
+        """Work out and remember which guarded nodes of ``move`` such events reach, if any."""
+        self.size += 1
+        conditions = event_class.met
+        reached = tuple([node for node in move.guarded if node.conditions <= conditions])
+        found = move.met[event_class] = self.get(reached) if reached else None
+        return found

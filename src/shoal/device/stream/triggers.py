@@ -21,17 +21,17 @@ from shoal.core.errors import InputError
 from shoal.device.stream.conditions import MISSING
 from shoal.device.stream.patterns import NEVER, End, Firing, Trigger
 from shoal.device.stream.plans import EventClass, Plan, Tries
-from shoal.device.stream.trie import LiveState, Node
+from shoal.device.stream.trie import Node, NodeSet
 from shoal.wire.events import Event
 from shoal.wire.manifest import TriggerSpec
 
 __all__ = ["Firing", "Trigger", "TriggerEngine"]
 
 _MAX_PLANS = 4096
-_MAX_PENDING = 4096
 # Moves, classes and unions of node sets that are kept ready (some 100 bytes each).
 _MAX_REMEMBERED = 50_000
 _CLOCK_TOLERANCE_US = 3_600_000_000
+_UNKNOWN = NodeSet(())  # what a class of events makes of a move, before it is worked out
 
 
 def _place(firing: Firing) -> tuple[str, str]:
@@ -49,7 +49,7 @@ class TriggerEngine:
     counts : Counter
         ``restarts`` (partial matches ended by a new boot), ``clock_resets`` (by a
         clock set back), ``pending_dropped`` (waiting not-followed-by matches
-        beyond 4,096 of one trigger).
+        beyond 4,096 of one trigger; counted at the next watermark).
     """
 
     def __init__(self) -> None:
@@ -60,6 +60,8 @@ class TriggerEngine:
         self._recent: deque[tuple[int, int, Event]] = deque(maxlen=1)
         self._began_at = -1  # number of the event before the first in _recent
         self._tries = Tries([])
+        self._state = self._tries.sets.start
+        self._beside: tuple[NodeSet, ...] = ()
         self._stale()
 
     # -- editing ---------------------------------------------------------------------------
@@ -115,10 +117,10 @@ class TriggerEngine:
         sets = self._tries.sets
         # What is live in strict mode depends on the last few events alone: replay them.
         self._recent = deque(self._recent, maxlen=self._tries.depth)
-        self._state = sets.state(())
+        self._state, self._beside = sets.start, ()
         for _, _, event in self._recent:
-            event_class = self._plan(event.kind, event.page).look(event.content)
-            self._state, _ = sets.after(self._state, event_class)
+            plan = self._plan(event.kind, event.page)
+            self._advance(plan, plan.look(event.content))
 
     def _plan(self, kind: int, page: str) -> Plan:
         if not self._fresh:
@@ -167,11 +169,15 @@ class TriggerEngine:
             except TypeError:  # a list or a map as value
                 event_class = plan.look(event.content)
 
-        # Strict sequences: one look-up, once this class of events has met this state before.
-        answer = self._state.moves.get(event_class)
-        if answer is None:
-            answer = self._after(event_class)
-        self._state, ends = answer
+        # Strict sequences: one look-up, unless contents play a part.
+        move = self._state.moves.get(plan)
+        if move is None or move.guarded or self._beside:
+            ends = self._advance(plan, event_class)
+        else:
+            self._state, _, ends, _, _ = move
+            self._beside = event_class.live
+        if event_class.ends:
+            ends += event_class.ends
 
         if plan.watched:
             self._end_waits(plan, seq, event)
@@ -211,11 +217,42 @@ class TriggerEngine:
                     over = True
         return self._ended(ends, reached, last) if over else []
 
-    def _after(self, event_class: EventClass) -> tuple[LiveState, tuple[End, ...]]:
+    def _advance(self, plan: Plan, event_class: EventClass) -> tuple[End, ...]:
+        """Move on in the strict trie; return the sequences of several steps now complete."""
         sets = self._tries.sets
         if sets.size > _MAX_REMEMBERED:
             self._stale()
-        return sets.after(self._state, event_class)
+        move = self._state.moves.get(plan)
+        if move is None:
+            move = sets.step(self._state, plan)
+        self._state, _, ends, guarded, met = move
+        live = event_class.live
+        if guarded:
+            found = met.get(event_class, _UNKNOWN)
+            if found is _UNKNOWN:
+                found = sets.met(move, event_class)
+            if found is not None:
+                ends += found.ends
+                if found.live is not None:
+                    live = (*live, found.live)
+        for start in self._beside:
+            move = start.moves.get(plan)
+            if move is None:
+                move = sets.move(start, plan)
+            _, following, done, guarded, met = move
+            ends += done
+            if following is not None:
+                live = (*live, following)
+            if guarded:
+                found = met.get(event_class, _UNKNOWN)
+                if found is _UNKNOWN:
+                    found = sets.met(move, event_class)
+                if found is not None:
+                    ends += found.ends
+                    if found.live is not None:
+                        live = (*live, found.live)
+        self._beside = live
+        return ends
 
     @staticmethod
     def _end_waits(plan: Plan, seq: int, event: Event) -> None:
@@ -234,29 +271,15 @@ class TriggerEngine:
     ) -> list[Firing]:
         """Take an event that completes a sequence."""
         fired: list[Firing] = []
+        recent = self._recent
         for end in ends:
-            self._complete(end, self._recent[-end.depth][:2], last, fired)
+            end.complete(recent[-end.depth], last, fired)
         for node, start in reached or ():
             for end in node.ends:
-                self._complete(end, start, last, fired)
+                end.complete(start, last, fired)
         if len(fired) > 1:
             fired.sort(key=_place)
         return fired
-
-    def _complete(
-        self, end: End, start: tuple[int, int], last: tuple[int, int, Event], fired: list[Firing]
-    ) -> None:
-        if start[0] <= end.since:
-            return
-        if end.simple:
-            firing = end.fire(start[0], *last)
-        else:
-            firing = end.complete(start, last)
-            if len(end.pending) > _MAX_PENDING:
-                end.pending.popleft()
-                self.counts["pending_dropped"] += 1
-        if firing is not None:
-            fired.append(firing)
 
     def on_watermark(self, ts_us: int) -> list[Firing]:
         """Say that no event before ``ts_us`` will come; return what was not followed.
@@ -267,19 +290,16 @@ class TriggerEngine:
         if not self._fresh:
             self._rebuild()
         for end in self._tries.negated:
-            pending = end.pending
-            while pending and pending[0][0] < ts_us:
-                deadline, start_seq, seq, event = pending.popleft()
-                firing = end.fire(start_seq, seq, deadline, event)
-                if firing is not None:
-                    due.append((deadline, firing))
+            end.expire(ts_us, due)
+            self.counts["pending_dropped"] += end.dropped
+            end.dropped = 0
         due.sort(key=lambda one: (one[0], *_place(one[1])))
         return [firing for _, firing in due]
 
     def _forget(self, seq: int) -> None:
         self._began_at = self._last_seq
         self._recent.clear()
-        self._state = self._tries.sets.state(())
+        self._state, self._beside = self._tries.sets.start, ()
         self._tries.forget(seq)
         self._floor = seq
 
