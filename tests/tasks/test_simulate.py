@@ -19,8 +19,8 @@ from shoal.cloud.policy import ReleasePolicy
 from shoal.cloud.service import EVERYONE, Cloud
 from shoal.core.errors import InputError, IntegrityError, UnavailableError
 from shoal.device import Agent, AgentConfig, TaskCode, VMPool, VMPoolConfig
-from shoal.device.agent import task_code
 from shoal.device.packages import InstalledTask
+from shoal.device.taskcode import task_code
 from shoal.tasks import VirtualDevice, simulate_task
 from shoal.tasks.recording import RECORDING_START_US, read_recording, write_recording
 from shoal.wire.events import Event, new_ulid

@@ -22,7 +22,7 @@ from typing import Any, Final
 import msgspec
 
 from shoal.core.errors import InputError, NotFoundError, ShoalError, UnavailableError
-from shoal.device.agent import Agent, task_code
+from shoal.device.agent import Agent
 from shoal.device.cloudlink import RefusedError
 from shoal.device.container.pool import VMPool
 from shoal.device.container.requests import RunReply, TaskCode
@@ -32,6 +32,7 @@ from shoal.device.runner import TaskRunner
 from shoal.device.store import DeviceStore
 from shoal.device.stream.features import FeatureStore
 from shoal.device.stream.log import EventLog
+from shoal.device.taskcode import task_code
 from shoal.device.uplink import Uplink
 from shoal.tasks.recording import read_recording
 from shoal.wire.codes import ErrorCode
