@@ -41,9 +41,11 @@ class EventClass:
         Relaxed nodes at depth 1 that it reaches.
     later : list of (Node, Node)
         Deeper relaxed nodes with conditions, each with its parent.
+    relaxed : bool
+        Whether there are any of these two.
     """
 
-    __slots__ = ("ends", "firsts", "later", "live", "met", "plan")
+    __slots__ = ("ends", "firsts", "later", "live", "met", "plan", "relaxed")
 
     def __init__(self, plan: Plan, met: frozenset[int]) -> None:
         self.plan = plan
@@ -53,6 +55,7 @@ class EventClass:
         self.ends = guarded.ends + tuple(end for node in plan.roots.plain for end in node.ends)
         self.firsts = plan.firsts.met(met)
         self.later = [(node, node.parent) for node in plan.later.met(met) if node.parent]
+        self.relaxed = bool(self.firsts or self.later)
 
 
 class _Field:

@@ -14,6 +14,7 @@ hour, ends all partial matches (:attr:`TriggerEngine.counts`).
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Sequence
 
 import msgspec
 
@@ -111,7 +112,6 @@ class TriggerEngine:
         starts = self._tries.starts()
         self._tries = Tries([end for mine in self._ends.values() for end in mine.values()])
         self._tries.begin_with(starts)
-        self._floor = 0
         self._plans = {}
         self._fresh = True
         sets = self._tries.sets
@@ -171,26 +171,39 @@ class TriggerEngine:
 
         # Strict sequences: one look-up, unless contents play a part.
         move = self._state.moves.get(plan)
-        if move is None or move.guarded or self._beside:
+        if move is None or self._beside:
             ends = self._advance(plan, event_class)
         else:
-            self._state, _, ends, _, _ = move
-            self._beside = event_class.live
+            target, _, ends, guarded, _ = move
+            if guarded:
+                ends = self._advance(plan, event_class)
+            else:
+                self._state = target
+                self._beside = event_class.live
         if event_class.ends:
             ends += event_class.ends
-
         if plan.watched:
             self._end_waits(plan, seq, event)
+        if event_class.relaxed or plan.waiting:
+            return self._relaxed(event_class, ends, last)
+        return self._ended(ends, (), last) if ends else []
 
-        # Relaxed sequences: first find out which nodes are reached, then move, because one
-        # event must not carry a match over two steps. A node without ends has something to
-        # gain only if its parent has a start that it has not seen.
-        reached: list[tuple[Node, tuple[int, int]]] | None = None
+    def _relaxed(
+        self, event_class: EventClass, ends: tuple[End, ...], last: tuple[int, int, Event]
+    ) -> list[Firing]:
+        """Move on in the relaxed trie too.
+
+        First find out which nodes are reached, then move, because one event must
+        not carry a match over two steps. A node without ends has something to gain
+        only if its parent has a start that it has not seen.
+        """
+        seq, now, _ = last
+        plan = event_class.plan
+        floor = self._tries.floor
+        reached: list[tuple[Node, tuple[int, int]]] = []
         for node, parent in event_class.later:
             begun = parent.start
-            if (begun is not node.start or node.ends) and begun[0] >= self._floor:
-                if reached is None:
-                    reached = []
+            if (begun is not node.start or node.ends) and begun[0] >= floor:
                 reached.append((node, begun))
         if plan.waiting:
             if now >= plan.sweep_us:
@@ -198,8 +211,6 @@ class TriggerEngine:
             for node, parent in plan.waiting.items():
                 begun = parent.start
                 if begun is not node.start or node.ends:
-                    if reached is None:
-                        reached = []
                     reached.append((node, begun))
         if event_class.firsts:
             here = (seq, now)
@@ -208,13 +219,12 @@ class TriggerEngine:
                 if not node.awake:
                     node.wake()
         over = bool(ends)
-        if reached is not None:
-            for node, begun in reached:
-                node.start = begun
-                if not node.awake:
-                    node.wake()
-                if node.ends:
-                    over = True
+        for node, begun in reached:
+            node.start = begun
+            if not node.awake:
+                node.wake()
+            if node.ends:
+                over = True
         return self._ended(ends, reached, last) if over else []
 
     def _advance(self, plan: Plan, event_class: EventClass) -> tuple[End, ...]:
@@ -266,7 +276,7 @@ class TriggerEngine:
     def _ended(
         self,
         ends: tuple[End, ...],
-        reached: list[tuple[Node, tuple[int, int]]] | None,
+        reached: Sequence[tuple[Node, tuple[int, int]]],
         last: tuple[int, int, Event],
     ) -> list[Firing]:
         """Take an event that completes a sequence."""
@@ -274,7 +284,7 @@ class TriggerEngine:
         recent = self._recent
         for end in ends:
             end.complete(recent[-end.depth], last, fired)
-        for node, start in reached or ():
+        for node, start in reached:
             for end in node.ends:
                 end.complete(start, last, fired)
         if len(fired) > 1:
@@ -301,7 +311,6 @@ class TriggerEngine:
         self._recent.clear()
         self._state, self._beside = self._tries.sets.start, ()
         self._tries.forget(seq)
-        self._floor = seq
 
     def _restart(self, event: Event, seq: int) -> None:
         if self._boot is not None:
@@ -364,7 +373,6 @@ class TriggerEngine:
         self._recent = deque(held.recent)
         self._rebuild()
         self._tries.forget(0)
-        self._floor = 0
         self._tries.begin_with(held.relaxed)
         known = {(one[0], one[1]): one for one in held.ends}
         for end in self._tries.ends:
