@@ -407,6 +407,21 @@ def test_features_are_stored_sent_and_read_again(bench: RunnerBench) -> None:
     assert seen[-1] == {("f", "key"): {"n": 2}}
 
 
+@pytest.mark.parametrize("value", [[1e300], ["x"], "not numbers", [1.0, 2.0], None])
+def test_a_value_that_is_not_what_it_says_stays(bench: RunnerBench, value: Any) -> None:
+    def task(state: dict[str, Any], request: Any) -> list[int]:
+        state["_features"] = [("f", "key", "f32[1]", value, request.now_us)]
+        return numbers(state, request)
+
+    outputs = [OutputSpec(name="seen"), OutputSpec(name="f", kind="feature", dtype="f32[1]")]
+    bench.start(task, input=since(), outputs=outputs)
+    bench.event(EXIT, n=1)
+    bench.work()
+    assert bench.values() == [[1]]  # the run itself was fine
+    assert bench.sent_features() == []
+    assert bench.uplink.dropped() == {"refused_feature": 1}
+
+
 def test_raw_events_leave_only_with_permission(bench: RunnerBench) -> None:
     from shoal.device.outbox import RecordKind
 

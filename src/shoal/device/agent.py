@@ -135,7 +135,7 @@ class Agent:
                     sandbox_level=config.sandbox_level,
                 )
             )
-        self.engines = engine_versions()
+        self.engines = _engines()
         self.packages = PackageStore(folder, self.store)
         self._conversation = Conversation(
             config,
@@ -452,3 +452,9 @@ class Agent:
             "clock_skew_s": self.clock.skew_us() / 1e6,
             "last_error": self.last_error,
         }
+
+
+@functools.cache
+def _engines() -> dict[str, str]:
+    """Return the engines of this process; looking them up costs more than opening an agent."""
+    return engine_versions()

@@ -223,7 +223,8 @@ class CloudLink:
         if len(content) > limit:
             raise LimitError("the answer is too long", field=path, value=len(content))
         answer = _Answer(response.status, response.headers, content)
-        date = answer.headers.get("Date")
+        # An answer with an age comes from a cache; its date is not the present.
+        date = None if "Age" in answer.headers else answer.headers.get("Date")
         if date is not None:
             self._clock.sample_date(date, sent_us, _mono_us())
         if answer.status >= _HTTP_ERROR:

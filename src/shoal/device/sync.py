@@ -9,7 +9,6 @@ counts as settled, so that the device becomes quiet.
 from __future__ import annotations
 
 import errno
-import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,19 +17,25 @@ from typing import Final
 import msgspec
 
 from shoal.core.crashpoints import crashpoint
-from shoal.core.errors import InputError, IntegrityError, LimitError, NotFoundError, ShoalError
-from shoal.core.errors import UnavailableError as Unavailable
+from shoal.core.errors import (
+    InputError,
+    IntegrityError,
+    LimitError,
+    NotFoundError,
+    ShoalError,
+    UnavailableError,
+)
 from shoal.device.cloudlink import CloudLink, RefusedError
 from shoal.device.compatibility import DeviceFacts
+from shoal.device.delivery import Delivery
 from shoal.device.packages import InstalledTask, PackageRow, PackageStore
 from shoal.device.store import DeviceStore
 from shoal.device.trust import TrustError, TrustStore
 from shoal.device.uplink import Uplink
 from shoal.device.versions import Versions
 from shoal.wire.codes import ErrorCode
-from shoal.wire.enrolment import ExclusiveGrant
 from shoal.wire.limits import DEFAULT_LIMITS, WireLimits
-from shoal.wire.notices import DesiredTask, FileRef, ReleaseNotice
+from shoal.wire.notices import DesiredTask, ReleaseNotice
 from shoal.wire.profile import HeldTask, format_profile_header, profile_digest
 from shoal.wire.results import InstallState
 
@@ -103,13 +108,18 @@ class Sync:
     ) -> None:
         self._store = store
         self._packages = packages
-        self._link = link
         self._uplink = uplink
         self._facts = facts
         self._clock = clock
-        self._reserve = reserve_bytes
-        self._chunk = chunk
-        self._limits = limits
+        self._delivery = Delivery(
+            packages,
+            link,
+            facts,
+            device=uplink.device,
+            reserve_bytes=reserve_bytes,
+            chunk=chunk,
+            limits=limits,
+        )
         self.trust: TrustStore | None = None
         self.versions = Versions(
             store,
@@ -220,7 +230,7 @@ class Sync:
         """
         trust = self.trust
         if trust is None:
-            raise Unavailable("no root of trust yet", hint="the device has to enrol first")
+            raise UnavailableError("no root of trust yet", hint="the device has to enrol first")
         try:
             notice = msgspec.msgpack.decode(data, type=ReleaseNotice)
             statement = trust.director(notice, cohort=cohort)
@@ -297,13 +307,17 @@ class Sync:
             return
         try:
             trust.check(desired)
-            own, urls = self._own_files(trust, desired, cohort)
-            yield from self._install(desired, own, {**notice.urls, **urls})
+            folder = yield from self._delivery.bring(trust, desired, notice.urls, cohort)
+            key = (desired.task, desired.version)
+            self._checked.discard(key)
+            self.versions.install(
+                key, sha256=desired.package.sha256, epoch=self._epoch, folder=folder.name
+            )
         except TrustError as error:
             self._untrusted(desired, error)
         except RefusedError as error:
             self._later(desired, error.code, error.message)
-        except (Unavailable, NotFoundError) as error:
+        except (UnavailableError, NotFoundError) as error:
             code = getattr(error, "code", ErrorCode.DOWNLOAD_FAILED)
             self._later(desired, code, error.message)
         except OSError as error:
@@ -321,79 +335,6 @@ class Sync:
         # What this device cannot run it cannot run under a higher epoch either.
         refused = row.state == InstallState.REFUSED
         return refused and (desired.force or row.code != ErrorCode.INCOMPATIBLE)
-
-    def _own_files(
-        self, trust: TrustStore, desired: DesiredTask, cohort: int
-    ) -> tuple[list[FileRef], dict[str, list[str]]]:
-        """Return the files of this device alone, checked, and where they are."""
-        if not desired.exclusive:
-            return [], {}
-        data = self._link.exclusive(desired.task, desired.version)
-        try:
-            grant = msgspec.msgpack.decode(data, type=ExclusiveGrant)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise TrustError(
-                f"the grant does not decode: {error}", ErrorCode.SCHEMA_MISMATCH
-            ) from error
-        granted = trust.exclusive(
-            grant.director, cohort=cohort, device=self._uplink.device, task=desired.task
-        )
-        if (granted.version, granted.package.sha256) != (desired.version, desired.package.sha256):
-            raise TrustError("the grant is for another version", ErrorCode.NOT_ENTITLED)
-        return granted.resources, {name: [url] for name, url in grant.urls.items()}
-
-    def _install(
-        self, desired: DesiredTask, own: list[FileRef], urls: dict[str, list[str]]
-    ) -> Iterator[None]:
-        files = [desired.package, *desired.resources, *own]
-        largest = max(ref.size for ref in files)
-        if desired.package.size > self._limits.package or largest > self._limits.resource:
-            raise TrustError("larger than this device takes", ErrorCode.SIZE_EXCEEDED)
-        missing = sum(ref.size for ref in files if not self._packages.content.has(ref))
-        if self._packages.free_bytes() < missing + desired.package.size + self._reserve:
-            raise OSError(errno.ENOSPC, "not enough room for the package")
-        yield from self._fetch(desired.package, urls)
-        manifest = self._packages.manifest(desired.package)
-        if (manifest.task, manifest.version) != (desired.task, desired.version):
-            raise TrustError(
-                f"the package says that it is {manifest.task} {manifest.version}",
-                ErrorCode.SCHEMA_MISMATCH,
-            )
-        # Before the models are downloaded, which are most of it.
-        problems = self._facts.problems(manifest, self._packages.free_bytes() >> 20)
-        if problems:
-            raise TrustError("; ".join(problems), ErrorCode.INCOMPATIBLE)
-        offered = {ref.sha256.hex(): ref for ref in desired.resources}
-        for resource in manifest.resources:
-            if resource.separate:
-                if resource.sha256 not in offered:
-                    raise TrustError(
-                        f"the director does not name {resource.path}", ErrorCode.SCHEMA_MISMATCH
-                    )
-                yield from self._fetch(offered[resource.sha256], urls)
-        for ref in own:
-            yield from self._fetch(ref, urls)
-        folder = self._packages.unpack(desired.package, own)
-        crashpoint("sync.verified")
-        key = (desired.task, desired.version)
-        self._checked.discard(key)
-        self.versions.install(
-            key, sha256=desired.package.sha256, epoch=self._epoch, folder=folder.name
-        )
-
-    def _fetch(self, ref: FileRef, urls: dict[str, list[str]]) -> Iterator[None]:
-        name = ref.sha256.hex()
-        failure: ShoalError | None = None
-        for address in dict.fromkeys([*urls.get(name, []), f"/v1/d/files/{name}"]):
-            download = functools.partial(self._link.download, address)
-            try:
-                yield from self._packages.content.receive(ref, download, self._chunk)
-            except (Unavailable, NotFoundError, RefusedError, TrustError) as error:
-                failure = error  # a bad mirror must not stop a good one
-            else:
-                return
-        assert failure is not None
-        raise failure
 
     def revert(self, task: str, version: int, message: str) -> int | None:
         """Give up a version that failed its trial; see :meth:`Versions.revert`."""
@@ -458,7 +399,7 @@ class Sync:
                 self.versions.report(
                     cursor, *said[:2], InstallState.WANTED, code=int(code), message=message
                 )
-        except Unavailable:
+        except UnavailableError:
             self.counts["report_failed"] += 1  # the disk that is full is this one
         else:
             self._told.add(said)
