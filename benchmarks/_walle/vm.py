@@ -259,7 +259,7 @@ def run(quick: bool, seed: int) -> dict[str, Any]:
     Nothing here is drawn at random; ``seed`` is accepted because every part takes it.
     """
     del seed
-    count, latency_count, repeats = (4_000, 300, 9) if quick else (20_000, 2_000, 11)
+    count, latency_count, repeats = (3_000, 200, 5) if quick else (20_000, 2_000, 11)
     rows: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
