@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from shoal.core.errors import InputError, LimitError
 from shoal.device.store import DeviceStore, DiskFullError
-from shoal.device.stream.log import EventLog, check_content
+from shoal.device.stream.content import check_content
+from shoal.device.stream.log import EventLog
 from shoal.wire import DEFAULT_LIMITS, EventKind, new_ulid
 
 YEAR_US = 365 * 86_400_000_000
