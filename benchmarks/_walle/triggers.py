@@ -370,7 +370,7 @@ def run(quick: bool, seed: int) -> dict[str, Any]:
     and other events between, and one where nearly every trigger has them), from
     a cold start too, and fewer triggers.
     """
-    events = make_events(seed, 120 if quick else 1000)
+    events = make_events(seed, 120 if quick else 300)
     # A long-lived agent collects its garbage too; the benchmark's own lists are set aside.
     gc.collect()
     gc.freeze()
