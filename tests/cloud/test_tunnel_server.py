@@ -456,6 +456,7 @@ def test_an_exchange_carries_the_same_frames(run: Any, store: Store) -> None:
         (join_frames([hello(), Ping(1)]), InputError),
         (join_frames([hello()] + [batch(1)] * 64), LimitError),
     ],
+    ids=["empty", "short", "no-hello", "bad-token", "not-a-device-frame", "too-many"],
 )
 def test_bad_exchanges_are_refused(run: Any, body: bytes, error: type[Exception]) -> None:
     async def test(server: TunnelServer) -> None:
