@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from platform_bench import GOOD, Bench, feed
+from platform_bench import BROKEN, GOOD, Bench, feed
 
+from shoal.device import Agent
 from shoal.wire.codes import ErrorCode
 
 
-def test_a_version_below_the_floor_is_not_revived_from_the_disk(bench: Bench, task) -> None:
+def with_a_good_version(bench: Bench, task) -> Agent:
+    """Return an agent on which version 1 has passed its trial."""
     agent = bench.agent()
     bench.release(bench.publish(task(1)))
     bench.until(lambda: agent.status()["active"] == {"count": 1})
     feed(agent, 8)
     assert agent.drain(30)
+    return agent
+
+
+def test_a_version_below_the_floor_is_not_revived_from_the_disk(bench: Bench, task) -> None:
+    agent = with_a_good_version(bench, task)
     number = bench.release(bench.publish(task(2, code=GOOD + "# 2\n")))
     bench.until(lambda: agent.status()["active"] == {"count": 2})
     feed(agent, 8, first=8)
@@ -35,11 +42,7 @@ def test_a_version_below_the_floor_is_not_revived_from_the_disk(bench: Bench, ta
 
 def test_without_a_floor_the_same_rollback_brings_it_back(bench: Bench, task) -> None:
     """The negative control of the test above."""
-    agent = bench.agent()
-    bench.release(bench.publish(task(1)))
-    bench.until(lambda: agent.status()["active"] == {"count": 1})
-    feed(agent, 8)
-    assert agent.drain(30)
+    agent = with_a_good_version(bench, task)
     number = bench.release(bench.publish(task(2, code=GOOD + "# 2\n")))
     bench.until(lambda: agent.status()["active"] == {"count": 2})
     bench.cloud.releases.rollback(number, actor="test", reason="test")
@@ -47,14 +50,9 @@ def test_without_a_floor_the_same_rollback_brings_it_back(bench: Bench, task) ->
 
 
 def test_a_failed_trial_does_not_go_back_to_what_was_withdrawn(bench: Bench, task) -> None:
-    agent = bench.agent()
-    bench.release(bench.publish(task(1)))
-    bench.until(lambda: agent.status()["active"] == {"count": 1})
-    feed(agent, 8)
-    assert agent.drain(30)
+    agent = with_a_good_version(bench, task)
     bench.cloud.registry.set_floor("count", 2)
-    broken = "def run(ctx, batch):\n    raise ValueError('broken on purpose')\n"
-    bench.release(bench.publish(task(2, code=broken)))
+    bench.release(bench.publish(task(2, code=BROKEN)))
     bench.until(lambda: agent.status()["active"] == {"count": 2})
     feed(agent, 8, first=8)
     bench.until(lambda: agent.status()["active"] == {})

@@ -214,7 +214,7 @@ def decide(release: Release, facts: Facts, *, blocked: bool = False) -> Decision
     """
     state = release.state
     if state is S.DRAFT and facts.simulated:
-        return Decision(Command.SIMULATED, "simulation test passed")
+        return Decision(Command.SIMULATED, "the simulation test is passed, or none is needed")
     if state is S.SIMULATED and release.started and facts.redundant:
         return Decision(Command.ABORT, "the cohort holds this version already")
     if state is S.SIMULATED and release.started and facts.ready and not blocked:
