@@ -1,0 +1,245 @@
+"""External ids: what callers call places and users, and the numbers the engine uses.
+
+Whole-number ids of places are their own keys. Text ids, and ids of users, are
+numbered in the order in which they first came; the numbers stay when more are
+added, so that saved arrays and running readers keep their meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.core.errors import InputError, NotFoundError
+from shoal.spatial.terms import Terms
+
+__all__ = ["IdKind", "Ids"]
+
+IdKind = Literal["int", "text", "int-numbered"]
+
+_UNKNOWN = -1
+
+
+class Ids:
+    """Both directions between external ids and int64 keys.
+
+    Parameters
+    ----------
+    kind : {"int", "text", "int-numbered"}
+        ``int``: an id is its own key. ``text``: texts, numbered. ``int-numbered``:
+        whole numbers of any size, numbered densely (users).
+
+    Notes
+    -----
+    The ids of the first build lie in compact sorted arrays; later ones in a
+    dictionary. One writer adds; readers may read at the same time.
+    """
+
+    def __init__(self, kind: IdKind) -> None:
+        self.kind: IdKind = kind
+        self._terms = Terms.build([])
+        self._numbers = np.empty(0, dtype=np.int64)  # sorted, for "int-numbered"
+        self._key_of_rank = np.empty(0, dtype=np.int64)
+        self._rank_of_key = np.empty(0, dtype=np.int64)
+        self._later: dict[Any, int] = {}
+        self._later_ids: list[Any] = []
+
+    @classmethod
+    def of(
+        cls, ids: Any, n: int | None = None, *, dense: bool = False
+    ) -> tuple[Ids, npt.NDArray[np.int64]]:
+        """Make the map for some first ids and return it with their keys.
+
+        Parameters
+        ----------
+        ids : sequence of int or str, or None
+            The ids; None numbers ``n`` things from 0.
+        n : int, optional
+            How many, for ``ids=None``.
+        dense : bool
+            Number whole-number ids densely instead of using them as keys.
+
+        Raises
+        ------
+        InputError
+            Ids of mixed or unfit types.
+        """
+        if ids is None:
+            return cls("int"), np.arange(n or 0, dtype=np.int64)
+        column = _column(ids)
+        if column.dtype == np.int64:
+            if not dense:
+                return cls("int"), column
+            made = cls("int-numbered")
+        else:
+            made = cls("text")
+        keys = made._first(column)
+        return made, keys
+
+    def __len__(self) -> int:
+        """Return how many ids are numbered (0 for ids that are their own keys)."""
+        return len(self._key_of_rank) + len(self._later_ids)
+
+    def add(self, ids: Any) -> npt.NDArray[np.int64]:
+        """Return the keys of ids, numbering those that are new.
+
+        Raises
+        ------
+        InputError
+            The ids are of another type than the map's.
+        """
+        column = self._checked(ids)
+        if self.kind == "int":
+            return column
+        keys = self._lookup(column)
+        for i in np.flatnonzero(keys == _UNKNOWN):
+            value = column[i] if self.kind == "text" else int(column[i])
+            key = self._later.get(value)
+            if key is None:
+                key = len(self)
+                self._later_ids.append(value)
+                self._later[value] = key
+            keys[i] = key
+        return keys
+
+    def find(self, ids: Any) -> npt.NDArray[np.int64]:
+        """Return the keys of ids, -1 for those never seen."""
+        column = self._checked(ids)
+        return column if self.kind == "int" else self._lookup(column)
+
+    def get(self, one: Any, what: str = "id") -> int:
+        """Return the key of one id.
+
+        Raises
+        ------
+        NotFoundError
+            It was never seen.
+        """
+        key = int(self.find([one])[0])
+        if key == _UNKNOWN and self.kind != "int":
+            raise NotFoundError(f"no such {what}: {one!r}")
+        return key
+
+    def names(self, keys: npt.NDArray[np.int64]) -> list[Any]:
+        """Return the external ids of keys."""
+        if self.kind == "int":
+            return keys.tolist()
+        first = len(self._key_of_rank)
+        return [
+            self._later_ids[key - first] if key >= first else self._early(key)
+            for key in keys.tolist()
+        ]
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the map as flat arrays (what was added later is merged in)."""
+        if self.kind == "int":
+            return {}
+        everything = self.names(np.arange(len(self), dtype=np.int64))
+        merged = Ids(self.kind)
+        merged._first(_column(everything) if everything else np.empty(0, dtype=object))
+        arrays = {"key_of_rank": merged._key_of_rank}
+        if self.kind == "text":
+            return arrays | {f"terms.{k}": v for k, v in merged._terms.arrays().items()}
+        return arrays | {"numbers": merged._numbers}
+
+    @classmethod
+    def from_arrays(cls, kind: IdKind, arrays: dict[str, npt.NDArray[Any]]) -> Ids:
+        """Return the map that :meth:`arrays` came from."""
+        made = cls(kind)
+        if kind == "int":
+            return made
+        if kind == "text":
+            made._terms = Terms.from_arrays(
+                {k.removeprefix("terms."): v for k, v in arrays.items() if k.startswith("terms.")}
+            )
+        else:
+            made._numbers = arrays["numbers"]
+        made._set_order(arrays["key_of_rank"])
+        return made
+
+    def _first(self, column: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """Number the first ids by their first place; return the key of each entry."""
+        if self.kind == "text":
+            number = dict.fromkeys(column.tolist())
+            for key, text in enumerate(number):
+                number[text] = key
+            ordered = sorted(number)
+            self._terms = Terms.build(ordered)
+            self._set_order(np.array([number[text] for text in ordered], dtype=np.int64))
+            return np.array([number[text] for text in column.tolist()], dtype=np.int64)
+        numbers, first, inverse = np.unique(column, return_index=True, return_inverse=True)
+        key_of_rank = np.empty(len(numbers), dtype=np.int64)
+        key_of_rank[np.argsort(first, kind="stable")] = np.arange(len(numbers))
+        self._numbers = numbers
+        self._set_order(key_of_rank)
+        keys: npt.NDArray[np.int64] = key_of_rank[inverse.ravel()]
+        return keys
+
+    def _set_order(self, key_of_rank: npt.NDArray[np.int64]) -> None:
+        self._key_of_rank = key_of_rank
+        self._rank_of_key = np.empty_like(key_of_rank)
+        self._rank_of_key[key_of_rank] = np.arange(len(key_of_rank))
+
+    def _lookup(self, column: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        if self.kind == "text":
+            ranks = self._terms.ids(column.tolist())
+        elif len(self._numbers):
+            ranks = np.searchsorted(self._numbers, column)
+            hit = ranks < len(self._numbers)
+            hit[hit] = self._numbers[ranks[hit]] == column[hit]
+            ranks = np.where(hit, ranks, _UNKNOWN)
+        else:
+            ranks = np.full(len(column), _UNKNOWN, dtype=np.int64)
+        keys = np.full(len(column), _UNKNOWN, dtype=np.int64)
+        known = ranks >= 0
+        keys[known] = self._key_of_rank[ranks[known]]
+        if self._later:
+            for i in np.flatnonzero(~known):
+                keys[i] = self._later.get(column[i], _UNKNOWN)
+        return keys
+
+    def _early(self, key: int) -> Any:
+        rank = int(self._rank_of_key[key])
+        return self._terms.word(rank) if self.kind == "text" else int(self._numbers[rank])
+
+    def _checked(self, ids: Any) -> npt.NDArray[Any]:
+        column = _column(ids)
+        wants_text = self.kind == "text"
+        if len(column) and (column.dtype == object) != wants_text:
+            raise InputError(
+                f"ids of this index are {'texts' if wants_text else 'whole numbers'}",
+                field="ids",
+                value=column[0],
+            )
+        return column
+
+
+def _column(ids: Any) -> npt.NDArray[Any]:
+    """Return ids as int64, or as an object array of texts."""
+    if hasattr(ids, "to_pylist"):
+        ids = ids.to_pylist()
+    elif hasattr(ids, "to_numpy") and not isinstance(ids, np.ndarray):
+        ids = ids.to_numpy()
+    if isinstance(ids, np.ndarray) and ids.dtype.kind in "iu":
+        if ids.dtype == np.uint64 and len(ids) and int(ids.max()) > np.iinfo(np.int64).max:
+            raise InputError("an id is above 2^63 - 1", field="ids", value=int(ids.max()))
+        return np.ascontiguousarray(ids, dtype=np.int64)
+    values: Sequence[Any] = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+    if all(
+        isinstance(value, (int, np.integer)) and not isinstance(value, bool) for value in values
+    ):
+        try:
+            return np.array(values, dtype=np.int64)
+        except OverflowError:
+            raise InputError("an id does not fit into 64 bits", field="ids") from None
+    column = np.empty(len(values), dtype=object)
+    for row, value in enumerate(values):
+        if not isinstance(value, str):
+            raise InputError(
+                "ids are all whole numbers or all texts", field="ids", value=value, row=row + 1
+            )
+        column[row] = value
+    return column

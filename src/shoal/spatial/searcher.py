@@ -1,0 +1,186 @@
+"""One form of query, asked again and again: the least work between a call and the kernel."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.core.errors import InputError
+from shoal.spatial.ingest import check_positions
+from shoal.spatial.request import Query
+from shoal.spatial.words import analyze_query, normalise
+
+if TYPE_CHECKING:
+    from shoal.spatial.index import SpatialKeywordIndex
+
+__all__ = ["Batch", "Hits", "Searcher"]
+
+
+class Hits(NamedTuple):
+    """Answers of a prepared query: arrays of one length, the best first."""
+
+    ids: Any
+    scores: npt.NDArray[np.float64]
+    kms: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Answers of many queries.
+
+    ``ids`` is a list of lists; ``scores`` and ``kms`` are float64 [q, k], NaN
+    behind the ``counts`` int64 [q] answers of each query.
+    """
+
+    ids: list[list[Any]]
+    scores: npt.NDArray[np.float64]
+    kms: npt.NDArray[np.float64]
+    counts: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+
+class Searcher:
+    """A prepared query: everything but the point and the keywords is fixed.
+
+    Made by :meth:`SpatialKeywordIndex.searcher`. It follows the index: after a
+    change it prepares itself again. Not for use by several threads at once;
+    make one for each.
+    """
+
+    def __init__(self, index: SpatialKeywordIndex, query: Query) -> None:
+        self._index = index
+        self._query = query
+        self._exact = index.config.analyzer == "exact"
+        self._snapshot: object | None = None
+        self._fast: Any = None
+
+    def __call__(self, lon: float, lat: float, keywords: Sequence[str] = ()) -> Hits:
+        """Return the answers near (lon, lat), degrees, for keywords.
+
+        Raises
+        ------
+        InputError
+            The point is not finite or out of range, or a keyword is wrong.
+        """
+        if self._index.snapshot() is not self._snapshot:
+            self._prepare()
+        if not (-180.0 <= lon <= 180.0 and -90.0 <= lat <= 90.0):
+            self._refuse(lon, lat)
+        if self._fast is None:
+            return self._slow(lon, lat, keywords)
+        words = self._words(keywords)
+        count = self._fast(lon, lat, words)
+        answers = self._fast.answers
+        keys = answers.keys[:count].copy()
+        ids = keys if self._index.ids.kind == "int" else self._index.ids.names(keys)
+        return Hits(ids, answers.scores[:count].copy(), answers.kms[:count].copy())
+
+    def many(
+        self,
+        lon: npt.NDArray[np.float64],
+        lat: npt.NDArray[np.float64],
+        keywords: Sequence[Sequence[str]],
+        *,
+        threads: int | None = None,
+    ) -> Batch:
+        """Return the answers of many queries, one kernel call a thread.
+
+        Parameters
+        ----------
+        lon, lat : float64 [q]
+            Points, degrees.
+        keywords : sequence of q sequences of str
+            Keywords of each query.
+        threads : int, optional
+            Threads to use; by default one for each core that this process may use.
+        """
+        x, y = check_positions(lon, lat)
+        if len(keywords) != len(x):
+            raise InputError(f"{len(keywords)} entries of keywords for {len(x)} points")
+        if self._index.snapshot() is not self._snapshot:
+            self._prepare()
+        analyzer = self._index.config.analyzer
+        words = [analyze_query(entry, analyzer) for entry in keywords]
+        workers = max(1, threads or len(os.sched_getaffinity(0)))
+        # More pieces than threads, so that a thread with easy queries takes another piece.
+        pieces = np.array_split(np.arange(len(x)), max(1, min(len(x), 4 * workers)))
+        pieces = [piece for piece in pieces if len(piece)]
+
+        def work(piece: npt.NDArray[np.int64]) -> tuple[Any, Any, Any, Any]:
+            a, b = int(piece[0]), int(piece[-1]) + 1
+            return self._piece(x[a:b], y[a:b], words[a:b])
+
+        if workers == 1 or len(pieces) < 2:
+            found = [work(piece) for piece in pieces]
+        else:
+            with ThreadPoolExecutor(workers) as pool:
+                found = list(pool.map(work, pieces))
+        return self._batch(found)
+
+    def _piece(
+        self, lon: npt.NDArray[np.float64], lat: npt.NDArray[np.float64], words: list[Any]
+    ) -> tuple[Any, Any, Any, Any]:
+        if self._fast is not None:
+            result: tuple[Any, Any, Any, Any] = self._fast.many(lon, lat, words)
+            return result
+        k = min(self._query.k, max(1, self._index.n_live))
+        scores, kms = np.full((len(lon), k), np.nan), np.full((len(lon), k), np.nan)
+        keys = np.zeros((len(lon), k), dtype=np.int64)
+        counts = np.zeros(len(lon), dtype=np.int64)
+        for i, (x, y, entry) in enumerate(zip(lon.tolist(), lat.tolist(), words, strict=True)):
+            answers = self._index.search(self._with(x, y, entry))[0]
+            count = len(answers)
+            scores[i, :count], kms[i, :count] = answers.scores[:count], answers.kms[:count]
+            keys[i, :count], counts[i] = answers.keys[:count], count
+        return scores, kms, keys, counts
+
+    def _batch(self, found: list[tuple[Any, Any, Any, Any]]) -> Batch:
+        if not found:
+            empty = np.empty((0, self._query.k))
+            return Batch([], empty, empty.copy(), np.empty(0, dtype=np.int64))
+        scores, kms, keys, counts = (np.concatenate(part) for part in zip(*found, strict=True))
+        behind = np.arange(scores.shape[1])[None, :] >= counts[:, None]
+        scores[behind], kms[behind] = np.nan, np.nan
+        names = self._index.ids.names
+        ids = [names(row[:count]) for row, count in zip(keys, counts.tolist(), strict=True)]
+        return Batch(ids, scores, kms, counts)
+
+    def _words(self, keywords: Sequence[str]) -> Sequence[str]:
+        if isinstance(keywords, str) or len(keywords) > 8:
+            return analyze_query(keywords, self._index.config.analyzer)
+        try:
+            words = keywords if self._exact else [_plain(word) for word in keywords]
+        except AttributeError:
+            return analyze_query(keywords, self._index.config.analyzer)  # names the culprit
+        return words if len(words) < 2 else list(dict.fromkeys(words))
+
+    def _prepare(self) -> None:
+        self._snapshot = self._index.snapshot()
+        self._fast = self._index.fast_path(self._query)
+
+    def _slow(self, lon: float, lat: float, keywords: Sequence[str]) -> Hits:
+        answers, _ = self._index.search(self._with(lon, lat, keywords))
+        count = len(answers)
+        ids = self._index.ids.names(answers.keys[:count])
+        return Hits(ids, answers.scores[:count].copy(), answers.kms[:count].copy())
+
+    def _with(self, lon: float, lat: float, keywords: Sequence[str]) -> Query:
+        return self._index.replace(self._query, point=(lon, lat), keywords=tuple(keywords))
+
+    def _refuse(self, lon: float, lat: float) -> None:
+        check_positions([lon], [lat])
+
+
+def _plain(word: str) -> str:
+    # The usual case first: a lower-case ASCII word is its own normal form.
+    if word.isascii() and word.islower() and " " not in word:
+        return word
+    return normalise(word)
