@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -11,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from shoal.core.errors import InputError
-from shoal.data.words import tokenize
+from shoal.data.words import fold, tokenize
 
 __all__ = ["MAX_QUERY_WORDS", "Analyzer", "WordColumns", "analyze_query", "normalise", "read_words"]
 
@@ -28,9 +27,7 @@ WordColumns: TypeAlias = tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.
 
 def normalise(word: str) -> str:
     """Return a keyword in the form in which it is stored and looked up."""
-    if word.isascii():
-        return word.strip().lower()
-    return unicodedata.normalize("NFKC", word).casefold().strip()
+    return fold(word).strip()
 
 
 def analyze_query(keywords: str | Sequence[str] | None, analyzer: Analyzer) -> tuple[str, ...]:
