@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy.typing as npt
 from shoal.core.errors import InputError, NotFoundError
 from shoal.spatial.columns import AttributeSpec, PlaceColumns, SearchStats
 from shoal.spatial.config import SpatialKeywordIndexConfig
+from shoal.spatial.explaining import explain_place
 from shoal.spatial.ids import Ids
 from shoal.spatial.ingest import make_columns, make_specs
 from shoal.spatial.labels import Labels
@@ -294,30 +294,11 @@ class SpatialKeywordIndex:
         """
         snapshot = self.snapshot()
         key = self.ids.get(id, "place")
-        keys = np.array([key], dtype=np.int64)
         answers, planned = self.search(query, snapshot=snapshot)
-        plan = planned.plan
         try:
-            parts, km, _ = snapshot.parts(plan, keys)
+            return explain_place(snapshot, planned, answers, key=key, name=id, k=query.k)
         except NotFoundError:
             raise NotFoundError(f"no such place: {id!r}") from None
-        used = plan.weights > 0
-        score = float(parts[0, used] @ plan.weights[used])
-        where = np.flatnonzero(answers.keys[: len(answers)] == key)
-        rank = int(where[0]) + 1 if len(where) else None
-        full = len(answers) == query.k
-        words = self._words_of(snapshot, planned, keys)
-        return Explanation(
-            id=id,
-            parts=dict(zip(PARTS, parts[0].tolist(), strict=True)),
-            weights=planned.weights,
-            score=score,
-            km=float(km[0]),
-            rank=rank,
-            reasons=[] if rank else self._reasons(snapshot, planned, keys, words),
-            worst_score=float(answers.scores[len(answers) - 1]) if full else None,
-            words=words,
-        )
 
     def skyline(
         self,
@@ -540,64 +521,6 @@ class SpatialKeywordIndex:
         """Return all places as columns."""
         return self.snapshot().columns()
 
-    def _words_of(
-        self, snapshot: Snapshot, planned: Planned, keys: npt.NDArray[np.int64]
-    ) -> dict[str, float]:
-        """Return the shares of the query's words that a place has."""
-        plan = planned.plan
-        found = {}
-        for word, share in zip(plan.words, plan.word_weights.tolist(), strict=True):
-            single = dataclasses.replace(
-                plan,
-                match=MATCH_ALL,
-                words=(word,),
-                word_weights=np.ones(1),
-                filters=None,
-                region=None,
-                without=(),
-                max_km=float("inf"),
-            )
-            _, _, has = snapshot.parts(single, keys)
-            if has[0]:
-                found[word] = share
-        return found
-
-    def _reasons(
-        self,
-        snapshot: Snapshot,
-        planned: Planned,
-        keys: npt.NDArray[np.int64],
-        words: dict[str, float],
-    ) -> list[str]:
-        plan = planned.plan
-        reasons = []
-        lacking = [word for word in (*plan.words, *planned.unknown) if word not in words]
-        if plan.match == MATCH_ALL and lacking:
-            reasons.append(f"it lacks the keyword {', '.join(map(repr, lacking))}")
-        if plan.match == MATCH_ANY and not words:
-            reasons.append("it has none of the keywords")
-        bare = dataclasses.replace(
-            plan, match=0, filters=None, region=None, without=(), max_km=float("inf")
-        )
-
-        def fails(**kept: Any) -> bool:
-            return not bool(snapshot.parts(dataclasses.replace(bare, **kept), keys)[2][0])
-
-        if fails():
-            reasons.append("a preferred attribute is missing, and such places are excluded")
-            return reasons
-        if plan.max_km < float("inf") and fails(max_km=plan.max_km):
-            reasons.append(f"it is farther away than {plan.max_km:g} km")
-        if plan.region is not None and fails(region=plan.region):
-            reasons.append("it lies outside the area")
-        if plan.filters is not None and fails(filters=plan.filters):
-            reasons.append("it does not pass the conditions of where")
-        if plan.without and fails(without=plan.without):
-            reasons.append("it has a word that was excluded")
-        if not reasons:
-            reasons.append("others score higher, or as high and lie nearer")
-        return reasons
-
 
 def _refuse_duplicates(keys: npt.NDArray[np.int64], ids: Any) -> None:
     unique, first = np.unique(keys, return_index=True)
@@ -609,7 +532,3 @@ def _refuse_duplicates(keys: npt.NDArray[np.int64], ids: Any) -> None:
     raise InputError(
         "an id is there twice", field="ids", value=None if ids is None else ids[row], row=row + 1
     )
-
-
-def _folder(path: str | os.PathLike[str]) -> Path:
-    return Path(path)
