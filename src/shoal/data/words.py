@@ -24,9 +24,9 @@ _INVISIBLE = re.compile("[\u00ad\u200c\u200d\u2060\ufeff\ufe00-\ufe0f]")
 
 @functools.cache
 def _word() -> re.Pattern[str]:
-    """Return the pattern of a word: a letter or digit, then those and combining marks.
+    r"""Return the pattern of a word: a letter or digit, then those and combining marks.
 
-    Python's ``\\w`` leaves out the vowel signs of Devanagari, Thai and others,
+    Python's ``\w`` leaves out the vowel signs of Devanagari, Thai and others,
     which would cut words of those scripts into syllables.
     """
     marks = []
