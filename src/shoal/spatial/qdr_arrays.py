@@ -1,0 +1,196 @@
+"""From places and keyword clusters to the flat arrays of a QDR-Tree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.spatial import _qdr_kernels as kernels
+from shoal.spatial.columns import AttributeSpec, PlaceColumns
+from shoal.spatial.qctree import QCTree
+
+__all__ = ["in_order", "lookup_arrays", "place_arrays", "tree_arrays", "widened"]
+
+_E7 = 1e7
+
+
+def in_order(columns: PlaceColumns, order: npt.NDArray[np.int64]) -> PlaceColumns:
+    """Return the places in another order; ``order`` int64 [n] names the old rows."""
+    lengths = np.diff(columns.word_ptr)[order]
+    ptr = np.zeros(len(order) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=ptr[1:])
+    # Each word's old place: its row's start plus its number within the row.
+    old = np.repeat(columns.word_ptr[:-1][order] - ptr[:-1], lengths) + np.arange(ptr[-1])
+    return PlaceColumns(
+        keys=columns.keys[order],
+        lon=columns.lon[order],
+        lat=columns.lat[order],
+        words=columns.words,
+        word_ptr=ptr,
+        word_ids=columns.word_ids[old],
+        values=columns.values[:, order],
+    )
+
+
+def place_arrays(columns: PlaceColumns) -> tuple[dict[str, npt.NDArray[Any]], bool, bool]:
+    """Return (arrays of the places, float64 positions?, float64 values?).
+
+    The narrow form, integers of 1e-7 degree and float32, is used where it gives
+    back every value exactly.
+    """
+    lon32 = np.rint(columns.lon * _E7).astype(np.int32)
+    lat32 = np.rint(columns.lat * _E7).astype(np.int32)
+    exact = bool((lon32 / _E7 != columns.lon).any() or (lat32 / _E7 != columns.lat).any())
+    with np.errstate(over="ignore"):
+        values32 = columns.values.astype(np.float32)
+    same = (values32 == columns.values) | np.isnan(columns.values)
+    wide = not bool(same.all())
+    n = len(columns)
+    return (
+        {
+            "keys": columns.keys.astype(np.int64),
+            "lon32": lon32[: 0 if exact else n],
+            "lat32": lat32[: 0 if exact else n],
+            "lon64": columns.lon[: n if exact else 0].astype(np.float64),
+            "lat64": columns.lat[: n if exact else 0].astype(np.float64),
+            "values32": np.ascontiguousarray(values32[:, : 0 if wide else n]),
+            "values64": np.ascontiguousarray(columns.values[:, : n if wide else 0], np.float64),
+            "word_ptr": columns.word_ptr.astype(np.int64),
+            "word_ids": columns.word_ids.astype(np.int32),
+        },
+        exact,
+        wide,
+    )
+
+
+def lookup_arrays(
+    columns: PlaceColumns, tree: QCTree
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], dict[str, npt.NDArray[Any]]]:
+    """Return (leaf of each word or -1, its bit there, arrays that find a word's tree or list).
+
+    ``clustered`` int32 [m] ascending with ``clustered_leaf``, ``_bit`` and
+    ``_df``; ``tail_ptr`` uint32 [V + 1] and ``tail_rows`` uint32 the places of
+    the other words, ascending.
+    """
+    size = len(columns.words)
+    leaf_of = np.full(size, -1, dtype=np.int32)
+    bit_of = np.zeros(size, dtype=np.int32)
+    for leaf, (first, stop) in enumerate(tree.leaf_ranges().tolist()):
+        leaf_of[tree.words[first:stop]] = leaf
+        bit_of[tree.words[first:stop]] = np.arange(stop - first)
+    frequency = np.bincount(columns.word_ids, minlength=size)
+    clustered = np.sort(tree.words)
+    rows = np.repeat(np.arange(len(columns), dtype=np.uint32), np.diff(columns.word_ptr))
+    rare = leaf_of[columns.word_ids] < 0
+    order = np.argsort(columns.word_ids[rare], kind="stable")
+    tail_ptr = np.zeros(size + 1, dtype=np.uint32)
+    np.cumsum(np.where(leaf_of < 0, frequency, 0), out=tail_ptr[1:])
+    return (
+        leaf_of,
+        bit_of,
+        {
+            "clustered": clustered,
+            "clustered_leaf": leaf_of[clustered],
+            "clustered_bit": bit_of[clustered],
+            "clustered_df": frequency[clustered].astype(np.int32),
+            "tail_ptr": tail_ptr,
+            "tail_rows": rows[rare][order],
+        },
+    )
+
+
+def tree_arrays(
+    columns: PlaceColumns,
+    specs: Sequence[AttributeSpec],
+    places: kernels.Places,
+    where: tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]],
+    sizes: tuple[int, int],
+) -> dict[str, npt.NDArray[Any]]:
+    """Build one DR-Tree for each leaf of the QC-Tree, and the last one over all places.
+
+    Parameters
+    ----------
+    columns : PlaceColumns
+        In an order that keeps neighbours together.
+    specs : sequence of AttributeSpec
+    places : Places
+        The same places as the kernels see them.
+    where : int32 [V], int32 [V]
+        Leaf of each word (-1 for none) and its bit there.
+    sizes : int, int
+        Entries of a node, most points of a skyline.
+    """
+    n, (leaf_of, bit_of) = len(columns), where
+    least, most = kernels.attribute_costs(
+        places.values32, places.values64, places.wide, places.low, places.span, places.missing
+    )
+    costs = widened(least, most)
+    vectors = kernels.unit_vectors(places)
+    leaf = leaf_of[columns.word_ids].astype(np.int64)
+    rows = np.repeat(np.arange(n), np.diff(columns.word_ptr))[leaf >= 0]
+    pairs = np.unique((leaf[leaf >= 0] << 32) | rows)
+    leaves = int(leaf_of.max(initial=-1)) + 1
+    stops = np.searchsorted(pairs >> 32, np.arange(leaves + 1))
+    members = [pairs[stops[i] : stops[i + 1]] & 0xFFFFFFFF for i in range(leaves)]
+    vocabulary = np.bincount(leaf_of[leaf_of >= 0], minlength=leaves)
+    width = [*(-(-vocabulary // 64)).tolist(), 0]
+    built = [
+        kernels.build_tree(
+            rows_of,
+            vectors,
+            *costs,
+            places.word_ptr,
+            places.word_ids,
+            leaf_of,
+            bit_of,
+            tree,
+            width[tree],
+            *sizes,
+        )
+        for tree, rows_of in enumerate([*members, np.arange(n)])
+        if len(rows_of)
+    ]
+    d = len(specs)
+    boxes = _joined([tree[0] for tree in built], np.float64, 6)
+    low, high = widened(boxes[:, :3], boxes[:, 3:])
+    levels = [tree[6] for tree in built]
+    bits = [tree[5] for tree in built]
+    return {
+        "member_ptr": _starts([len(rows_of) for rows_of in members] + [n] * (n > 0)),
+        "members": (pairs & 0xFFFFFFFF).astype(np.uint32),
+        "level_ptr": _starts([len(level) for level in levels]),
+        "level_first": _starts(np.concatenate(levels) if levels else []),
+        "boxes": np.ascontiguousarray(np.concatenate([low, high], axis=1)),
+        "node_low": _joined([tree[1] for tree in built], np.float32, d),
+        "node_high": _joined([tree[2] for tree in built], np.float32, d),
+        "sky_ptr": _starts(np.concatenate([tree[3] for tree in built]) if built else []),
+        "sky": _joined([tree[4] for tree in built], np.float32, d),
+        "bit_width": np.array(width[: len(built)], dtype=np.int64),
+        "bit_first": _starts([part.size for part in bits])[:-1],
+        "bits": np.concatenate([part.ravel() for part in bits])
+        if bits
+        else np.empty(0, dtype=np.uint64),
+    }
+
+
+def widened(
+    low: npt.NDArray[np.float64], high: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return float32 bounds outside float64 ones, by no more than rounding needs."""
+    down, up = low.astype(np.float32), high.astype(np.float32)
+    down = np.where(down > low, np.nextafter(down, np.float32(-np.inf)), down)
+    up = np.where(up < high, np.nextafter(up, np.float32(np.inf)), up)
+    return np.ascontiguousarray(down), np.ascontiguousarray(up)
+
+
+def _joined(parts: list[npt.NDArray[Any]], dtype: Any, width: int) -> npt.NDArray[Any]:
+    return np.concatenate([np.empty((0, width), dtype=dtype), *parts])
+
+
+def _starts(lengths: Any) -> npt.NDArray[np.int64]:
+    starts = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=starts[1:])
+    return starts

@@ -1,0 +1,587 @@
+"""QDR-Tree, the layout ``"quad_cluster"``: keyword clusters above attribute-aware R-trees.
+
+Layer 1 is a QC-Tree over the frequent keywords (``qctree``). Each of its leaves
+has a DR-Tree over all places that have one of its keywords, so a place is kept
+once for every leaf it touches. A DR-Tree is a packed R-tree whose nodes also
+carry a bitmap of the leaf's keywords that occur below and the skyline of the
+attributes below. Rare keywords have plain lists, and one more tree over all
+places answers queries without a keyword.
+
+Source: Zang, Hao, Gao, Yao, Chen, "QDR-Tree: An Efficient Index Scheme for
+Complex Spatial Keyword Query", DEXA 2018 (arXiv 1804.10726). The two layers,
+the kernel k-means and the two filters are the paper's; sizes, stop rules and
+the search are our reconstruction, because no more than the abstract was at
+hand. Answers are those of every other layout, to the last bit.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.core.errors import InputError, IntegrityError
+from shoal.spatial import _qdr_kernels as kernels
+from shoal.spatial.columns import AttributeSpec, PlaceColumns, SearchStats
+from shoal.spatial.curve import hilbert_order
+from shoal.spatial.qctree import QCTree
+from shoal.spatial.qdr_arrays import in_order, lookup_arrays, place_arrays, tree_arrays
+from shoal.spatial.query import (
+    MATCH_ALL,
+    MATCH_ANY,
+    MATCH_EVERYTHING,
+    TEXT_BM25,
+    Answers,
+    QueryPlan,
+)
+from shoal.spatial.terms import Terms
+
+__all__ = ["QuadClusterLayout"]
+
+_Arrays = dict[str, npt.NDArray[Any]]
+
+_PLACES = (
+    *("keys", "lon32", "lat32", "lon64", "lat64", "values32", "values64"),
+    *("word_ptr", "word_ids"),
+)
+_QC = ("qc_words", "qc_word_range", "qc_children", "qc_level", "qc_leaf")
+_LOOKUP = ("clustered", "clustered_leaf", "clustered_bit", "clustered_df", "tail_ptr", "tail_rows")
+_TREES = (
+    *("member_ptr", "members", "level_ptr", "level_first", "boxes", "node_low", "node_high"),
+    *("sky_ptr", "sky", "bit_width", "bit_first", "bits"),
+)
+_TERMS = "terms_"
+
+
+class QuadClusterLayout:
+    """Places arranged as a QDR-Tree; make one with :meth:`build` or :meth:`from_arrays`.
+
+    Rows are in Hilbert order, so the ascending members of a tree are packed as
+    neighbours. Immutable but for three switches, which change the work of a
+    search and never its answers.
+
+    Attributes
+    ----------
+    use_bitmaps, use_corners, use_skylines : bool
+        The filters of a node: bitmap of keywords, minimum of each attribute,
+        skyline of the attributes. All on to begin with.
+    """
+
+    def __init__(self, arrays: Mapping[str, npt.NDArray[Any]], meta: Mapping[str, Any]) -> None:
+        self._meta = dict(meta)
+        self.specs = tuple(AttributeSpec(**spec) for spec in meta["specs"])
+        self.use_bitmaps = self.use_corners = self.use_skylines = True
+        # Read-only views: memory-mapped files and fresh arrays are one type to the kernels.
+        names = (*_PLACES, *_QC, *_LOOKUP, *_TREES)
+        self._arrays: _Arrays = {name: _fixed(arrays[name]) for name in names}
+        self.terms = Terms.from_arrays(
+            {
+                name.removeprefix(_TERMS): array
+                for name, array in arrays.items()
+                if name.startswith(_TERMS)
+            }
+        )
+        held = self._arrays
+        self._places = _places(held, self.specs, meta)
+        self._trees = kernels.Trees(
+            fan_out=int(meta["fan_out"]), **{name: held[name] for name in _TREES}
+        )
+
+    @classmethod
+    def build(
+        cls,
+        columns: PlaceColumns,
+        specs: Sequence[AttributeSpec],
+        *,
+        seed: int = 0,
+        leaf_words: int = 16,
+        depth: int = 4,
+        fan_out: int = 32,
+        skyline_cap: int = 16,
+        min_df: int | None = None,
+        max_words: int = 20_000,
+    ) -> QuadClusterLayout:
+        """Arrange places.
+
+        Parameters
+        ----------
+        columns : PlaceColumns
+            The places, n of them; n = 0 is fine.
+        specs : sequence of AttributeSpec
+            One for each row of ``columns.values``.
+        seed : int
+            Seed of the keyword clustering.
+        leaf_words, depth : int
+            A QC-Tree node with at most ``leaf_words`` keywords (tau), or
+            ``depth`` steps from the root, is a leaf; at least 1, at least 0.
+        fan_out : int
+            Entries of a DR-Tree node, at least 2.
+        skyline_cap : int
+            Most points of a node's skyline, at least 1.
+        min_df : int, optional
+            Places that a keyword must occur in to be clustered, at least 1;
+            ``max(20, n / 50,000)`` if left out.
+        max_words : int
+            Most keywords that are clustered, the frequent ones first.
+
+        Returns
+        -------
+        QuadClusterLayout
+
+        Raises
+        ------
+        InputError
+            An option is out of range, or specs and attributes are not as many.
+        """
+        for name, value, least in (
+            ("leaf_words", leaf_words, 1),
+            ("depth", depth, 0),
+            ("fan_out", fan_out, 2),
+            ("skyline_cap", skyline_cap, 1),
+            ("min_df", 1 if min_df is None else min_df, 1),
+            ("max_words", max_words, 0),
+        ):
+            if value < least:
+                raise InputError(f"must be at least {least}", field=name, value=value)
+        if len(specs) != columns.values.shape[0]:
+            raise InputError(
+                f"there are {columns.values.shape[0]} attributes and {len(specs)} specs",
+                field="specs",
+            )
+        n = len(columns)
+        if min_df is None:
+            min_df = max(20, n // 50_000)
+        columns = in_order(columns, hilbert_order(columns.lon, columns.lat))
+        tree = QCTree.build(
+            columns,
+            min_df=min_df,
+            max_words=max_words,
+            leaf_words=leaf_words,
+            depth=depth,
+            seed=seed,
+        )
+        arrays, exact, wide = place_arrays(columns)
+        meta = {
+            "layout": "quad_cluster",
+            "version": 1,
+            "exact": exact,
+            "wide": wide,
+            "fan_out": fan_out,
+            "skyline_cap": skyline_cap,
+            "leaf_words": leaf_words,
+            "depth": depth,
+            "min_df": min_df,
+            "max_words": max_words,
+            "seed": seed,
+            "specs": [spec.model_dump() for spec in specs],
+        }
+        arrays |= {
+            "qc_words": tree.words,
+            "qc_word_range": tree.word_range,
+            "qc_children": tree.children,
+            "qc_level": tree.level,
+            "qc_leaf": tree.leaf,
+        }
+        leaf_of, bit_of, lookup = lookup_arrays(columns, tree)
+        places = _places(arrays, specs, meta)
+        arrays |= lookup
+        arrays |= tree_arrays(columns, specs, places, (leaf_of, bit_of), (fan_out, skyline_cap))
+        for name, array in Terms.build(columns.words).arrays().items():
+            arrays[_TERMS + name] = array
+        return cls(arrays, meta)
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, npt.NDArray[Any]], meta: Mapping[str, Any]
+    ) -> QuadClusterLayout:
+        """Return the layout that :meth:`arrays` and :meth:`meta` came from.
+
+        Raises
+        ------
+        IntegrityError
+            An array or entry is missing, the version is unknown, or lengths
+            that belong together differ.
+        """
+        if meta.get("layout") != "quad_cluster" or meta.get("version") != 1:
+            raise IntegrityError(
+                f"no quad_cluster layout of version 1: {meta.get('layout')!r} "
+                f"{meta.get('version')!r}"
+            )
+        try:
+            found = cls(arrays, meta)
+        except KeyError as error:
+            raise IntegrityError(f"quad_cluster layout without {error.args[0]!r}") from None
+        found._check_lengths()
+        return found
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self._arrays["keys"])
+
+    @property
+    def keys(self) -> npt.NDArray[np.int64]:
+        """Return the key of each row, int64 [n]."""
+        return self._arrays["keys"]
+
+    def replace(
+        self,
+        *,
+        use_bitmaps: bool | None = None,
+        use_corners: bool | None = None,
+        use_skylines: bool | None = None,
+    ) -> QuadClusterLayout:
+        """Return a view of the same arrays with other switches; None leaves one as it is."""
+        other = copy.copy(self)
+        if use_bitmaps is not None:
+            other.use_bitmaps = use_bitmaps
+        if use_corners is not None:
+            other.use_corners = use_corners
+        if use_skylines is not None:
+            other.use_skylines = use_skylines
+        return other
+
+    def document_frequency(self, words: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Return in how many rows each word occurs; 0 for an unknown one."""
+        ids = self._ids(words)
+        place, clustered = self._clustered(ids)
+        counts = np.zeros(len(ids), dtype=np.int64)
+        counts[clustered] = self._arrays["clustered_df"][place[clustered]]
+        rare = (ids >= 0) & ~clustered
+        ptr = self._arrays["tail_ptr"]
+        counts[rare] = ptr[ids[rare] + 1].astype(np.int64) - ptr[ids[rare]]
+        return counts
+
+    def search(
+        self,
+        plan: QueryPlan,
+        answers: Answers,
+        live: npt.NDArray[np.uint8] | None = None,
+        stats: SearchStats | None = None,
+    ) -> None:
+        """Offer every row that can be among the best ``plan.k`` to ``answers``.
+
+        With ``MATCH_ALL`` one source is searched, the word with the shortest
+        list or the smallest tree; with ``MATCH_ANY`` those of all words, each
+        place answering in the first of its sources only.
+
+        Parameters
+        ----------
+        plan : QueryPlan
+            Its weights of time and social must be 0.
+        answers : Answers
+            Answers so far; added to.
+        live : uint8 [n], optional
+            1 for the rows that count.
+        stats : SearchStats, optional
+            Added to. ``more`` gets ``trees``, ``tail_lists``, ``bitmap_prunes``,
+            ``corner_prunes``, ``skyline_tests``, ``skyline_prunes`` and
+            ``duplicates``.
+
+        Raises
+        ------
+        InputError
+            The plan weighs time or social, or ``live`` has the wrong length.
+        """
+        if live is not None and len(live) != len(self):
+            raise InputError(f"live has {len(live)} entries for {len(self)} rows", field="live")
+        query, lists, roots = self._prepare(plan, live)
+        if len(self) == 0 or not (len(lists) or len(roots)):
+            return
+        counts = np.zeros(kernels.COUNTS, dtype=np.int64)
+        answers.count = kernels.search(
+            self._places,
+            self._trees,
+            query,
+            self._arrays["tail_rows"],
+            lists[:, 0].copy(),
+            lists[:, 1].copy(),
+            roots,
+            answers.scores,
+            answers.kms,
+            answers.keys,
+            answers.rows,
+            answers.count,
+            answers.k,
+            counts,
+        )
+        if stats is not None:
+            stats.nodes += int(counts[kernels.NODES])
+            stats.scored += int(counts[kernels.SCORED])
+            stats.looked_at += int(counts[kernels.LOOKED_AT])
+            for name, count in (
+                ("trees", len(roots)),
+                ("tail_lists", len(lists)),
+                ("bitmap_prunes", counts[kernels.BITMAP_PRUNES]),
+                ("corner_prunes", counts[kernels.CORNER_PRUNES]),
+                ("skyline_tests", counts[kernels.SKYLINE_TESTS]),
+                ("skyline_prunes", counts[kernels.SKYLINE_PRUNES]),
+                ("duplicates", counts[kernels.DUPLICATES]),
+            ):
+                stats.more[name] = stats.more.get(name, 0) + int(count)
+
+    def parts(
+        self, plan: QueryPlan, rows: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+        """Return (parts [m, 5] in the order of PARTS, distance km [m], qualifies [m]) of rows.
+
+        Raises
+        ------
+        InputError
+            The plan weighs time or social, or a row is out of range.
+        """
+        rows = np.ascontiguousarray(rows, dtype=np.int64)
+        if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
+            raise InputError("no such row", field="rows", value=(rows.min(), rows.max()))
+        query, _, _ = self._prepare(plan, None)
+        parts = np.zeros((len(rows), 5))
+        kms = np.zeros(len(rows))
+        good = np.zeros(len(rows), dtype=np.bool_)
+        kernels.row_parts(self._places, query, rows, parts, kms, good)
+        return parts, kms, good
+
+    def columns(self) -> PlaceColumns:
+        """Return the places as columns, in row order."""
+        held = self._arrays
+        exact, wide = self._places.exact, self._places.wide
+        return PlaceColumns(
+            keys=held["keys"],
+            lon=held["lon64"] if exact else held["lon32"] / 1e7,
+            lat=held["lat64"] if exact else held["lat32"] / 1e7,
+            words=self.terms.words(),
+            word_ptr=held["word_ptr"],
+            word_ids=held["word_ids"],
+            values=held["values64"] if wide else held["values32"].astype(np.float64),
+        )
+
+    def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
+        """Return the flat arrays that a file holds, by name."""
+        named = {_TERMS + name: array for name, array in self.terms.arrays().items()}
+        return {**self._arrays, **named}
+
+    def meta(self) -> dict[str, object]:
+        """Return what :meth:`from_arrays` needs beside the arrays; JSON only."""
+        return dict(self._meta)
+
+    def nbytes(self) -> dict[str, int]:
+        """Return the bytes of each group of arrays, and their ``total``.
+
+        ``whole_tree`` is the tree over all places, which the published method
+        does not have; ``trees`` are those of the QC-Tree's leaves.
+        """
+        held = self._arrays
+        whole = self._whole_tree_bytes()
+        found = {
+            "places": sum(held[name].nbytes for name in _PLACES),
+            "terms": sum(array.nbytes for array in self.terms.arrays().values()),
+            "lookup": sum(held[name].nbytes for name in (*_QC, *_LOOKUP)),
+            "trees": sum(held[name].nbytes for name in _TREES) - whole,
+            "whole_tree": whole,
+        }
+        return {**found, "total": sum(found.values())}
+
+    def report(self) -> dict[str, Any]:
+        """Return the measured structure; JSON only.
+
+        ``replication`` is the mean number of DR-Trees that hold a place which is
+        in any; ``largest_share`` the largest DR-Tree's part of all places.
+        """
+        held = self._arrays
+        sizes = np.diff(held["member_ptr"])[:-1] if len(self) else np.empty(0, dtype=np.int64)
+        placed = len(np.unique(held["members"]))
+        words = np.diff(held["word_ptr"])
+        vocabulary = len(self.terms)
+        return {
+            "places": len(self),
+            "places_without_words": int((words == 0).sum()),
+            "places_in_trees": placed,
+            "words": vocabulary,
+            "words_clustered": len(held["clustered"]),
+            "words_in_tail": vocabulary - len(held["clustered"]),
+            "tail_postings": len(held["tail_rows"]),
+            "depth": int(held["qc_level"].max(initial=0)),
+            "leaves": len(sizes),
+            "words_per_leaf": _spread(np.bincount(held["clustered_leaf"], minlength=len(sizes))),
+            "replication": float(sizes.sum() / placed) if placed else 0.0,
+            "objects_per_leaf": _spread(sizes),
+            "largest_share": float(sizes.max() / len(self)) if len(sizes) else 0.0,
+            "nodes": len(held["boxes"]),
+            "skyline_points": len(held["sky"]),
+            "bytes": self.nbytes(),
+        }
+
+    def _whole_tree_bytes(self) -> int:
+        held = self._arrays
+        if len(self) == 0:
+            return 0
+        first = int(held["level_first"][held["level_ptr"][-2]])
+        nodes = len(held["boxes"]) - first
+        points = len(held["sky"]) - int(held["sky_ptr"][first])
+        per_node = sum(held[name][:1].nbytes for name in ("boxes", "node_low", "node_high"))
+        return nodes * (per_node + 8) + points * held["sky"][:1].nbytes
+
+    def _check_lengths(self) -> None:
+        held, n = self._arrays, len(self)
+        nodes = len(held["boxes"])
+        pairs = {
+            "word_ptr": n + 1,
+            ("lon64" if self._places.exact else "lon32"): n,
+            ("lat64" if self._places.exact else "lat32"): n,
+            "node_low": nodes,
+            "node_high": nodes,
+            "sky_ptr": nodes + 1,
+            "tail_ptr": len(self.terms) + 1,
+            "clustered_leaf": len(held["clustered"]),
+            "bit_width": len(held["member_ptr"]) - 1,
+        }
+        for name, length in pairs.items():
+            if len(held[name]) != length:
+                raise IntegrityError(
+                    f"array {name!r} has {len(held[name])} entries instead of {length}"
+                )
+
+    def _ids(self, words: Sequence[str]) -> npt.NDArray[np.int64]:
+        return self.terms.ids(words) if len(words) else np.empty(0, dtype=np.int64)
+
+    def _clustered(
+        self, ids: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Return (place among the clustered words, is it one) of each word."""
+        known = self._arrays["clustered"]
+        if len(known) == 0:
+            return np.zeros(len(ids), dtype=np.int64), np.zeros(len(ids), dtype=bool)
+        place = np.minimum(np.searchsorted(known, ids), len(known) - 1).astype(np.int64)
+        return place, known[place] == ids
+
+    def _prepare(
+        self, plan: QueryPlan, live: npt.NDArray[np.uint8] | None
+    ) -> tuple[kernels.Query, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the plan in numbers, ranges of the tail lists [s, 2] and trees to search."""
+        if plan.weights[3] > 0 or plan.weights[4] > 0:
+            raise InputError(
+                "the layout quad_cluster has no time and no social part",
+                field="weights",
+                hint='use layout "packed" or "netr"',
+            )
+        held = self._arrays
+        ids = self._ids(plan.words)
+        place, clustered = self._clustered(ids)
+        leaf = np.full(len(ids), -1, dtype=np.int64)
+        bit = np.zeros(len(ids), dtype=np.int64)
+        leaf[clustered] = held["clustered_leaf"][place[clustered]]
+        bit[clustered] = held["clustered_bit"][place[clustered]]
+        source, lists, roots = self._sources(plan, ids, leaf)
+        filters, region = plan.filters, plan.region
+        x, y, z, cos_lat = kernels.query_point(float(plan.lon), float(plan.lat))
+        without = self._ids(plan.without)
+        query = kernels.Query(
+            has_point=bool(plan.has_point),
+            lon=float(plan.lon),
+            lat=float(plan.lat),
+            cos_lat=cos_lat,
+            x=x,
+            y=y,
+            z=z,
+            match=int(plan.match),
+            words=_fixed(ids, np.int64),
+            word_weights=_fixed(plan.word_weights, np.float64),
+            leaf_of=_fixed(leaf),
+            bit_of=_fixed(bit),
+            source_of=_fixed(source),
+            bm25=plan.text_kind == TEXT_BM25,
+            k1=float(plan.bm25_k1),
+            b=float(plan.bm25_b),
+            mean_words=float(plan.mean_words),
+            weights=_fixed(plan.weights, np.float64),
+            decay_kind=int(plan.decay_kind),
+            decay_scale=float(plan.decay_scale),
+            max_km=float(plan.max_km),
+            pref_column=_fixed(plan.pref_column, np.int32),
+            pref_flip=_fixed(plan.pref_flip, np.uint8),
+            pref_weight=_fixed(plan.pref_weight, np.float64),
+            filter_column=_fixed(filters.column if filters else (), np.int32),
+            filter_ptr=_fixed(filters.ptr if filters else (0,), np.int32),
+            filter_low=_fixed(filters.low if filters else (), np.float64),
+            filter_high=_fixed(filters.high if filters else (), np.float64),
+            region_kind=int(region.kind) if region else 0,
+            region_points=_fixed(region.points if region else np.empty((0, 2)), np.float64),
+            region_ptr=_fixed(region.ptr if region else (0,), np.int32),
+            cap_x=float(region.cap[0]) if region else 0.0,
+            cap_y=float(region.cap[1]) if region else 0.0,
+            cap_z=float(region.cap[2]) if region else 0.0,
+            cap_chord2=float(region.cap_chord2) if region else 4.0,
+            without=_fixed(without[without >= 0], np.int64),
+            live=_fixed(live if live is not None else (), np.uint8),
+            use_bitmaps=self.use_bitmaps,
+            use_corners=self.use_corners,
+            use_skylines=self.use_skylines,
+        )
+        return query, lists, roots
+
+    def _sources(
+        self, plan: QueryPlan, ids: npt.NDArray[np.int64], leaf: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return (source of each word, ranges of tail lists [s, 2], trees)."""
+        held = self._arrays
+        none = np.empty((0, 2), dtype=np.int64)
+        source = np.zeros(len(ids), dtype=np.int64)
+        whole = np.array([len(held["bit_width"]) - 1], dtype=np.int64)
+        if plan.match == MATCH_EVERYTHING or (plan.match == MATCH_ALL and len(ids) == 0):
+            return source, none, whole
+        known = np.flatnonzero(ids >= 0)
+        ptr = held["tail_ptr"]
+        lists = {int(w): (int(ptr[ids[w]]), int(ptr[ids[w] + 1])) for w in known if leaf[w] < 0}
+        if plan.match == MATCH_ALL:
+            if len(known) < len(ids):
+                return source, none, whole[:0]
+            # Every answer has every word, so the source with the fewest places will do.
+            sizes = np.diff(held["member_ptr"])
+            size = {w: stop - start for w, (start, stop) in lists.items()}
+            size |= {int(w): int(sizes[leaf[w]]) for w in known if leaf[w] >= 0}
+            best = min(size, key=lambda w: size[w])
+            if best in lists:
+                return source, np.array([lists[best]], dtype=np.int64), whole[:0]
+            return source, none, leaf[best : best + 1].copy()
+        assert plan.match == MATCH_ANY
+        source[:] = np.iinfo(np.int32).max
+        for number, w in enumerate(lists):
+            source[w] = number
+        trees = dict.fromkeys(int(leaf[w]) for w in known if leaf[w] >= 0)
+        for number, tree in enumerate(trees, start=len(lists)):
+            source[leaf == tree] = number
+        ranges = np.array(list(lists.values()), dtype=np.int64).reshape(-1, 2)
+        return source, ranges, np.array(list(trees), dtype=np.int64)
+
+
+def _places(
+    arrays: Mapping[str, npt.NDArray[Any]],
+    specs: Sequence[AttributeSpec],
+    meta: Mapping[str, Any],
+) -> kernels.Places:
+    return kernels.Places(
+        **{name: _fixed(arrays[name]) for name in _PLACES},
+        exact=bool(meta["exact"]),
+        wide=bool(meta["wide"]),
+        low=_fixed([spec.low for spec in specs], np.float64),
+        span=_fixed([spec.span for spec in specs], np.float64),
+        missing=_fixed([spec.missing_code for spec in specs], np.int64),
+    )
+
+
+def _fixed(values: Any, dtype: Any = None) -> npt.NDArray[Any]:
+    """Return a contiguous read-only view, so that a kernel is compiled for one kind of array."""
+    view = np.ascontiguousarray(values, dtype=dtype).view()
+    view.flags.writeable = False
+    return view
+
+
+def _spread(counts: npt.NDArray[np.int64]) -> dict[str, float]:
+    if len(counts) == 0:
+        return {"least": 0.0, "median": 0.0, "most": 0.0}
+    return {
+        "least": float(counts.min()),
+        "median": float(np.median(counts)),
+        "most": float(counts.max()),
+    }
