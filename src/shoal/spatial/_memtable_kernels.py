@@ -1,0 +1,274 @@
+"""Kernels of the live part: recent places scanned one by one, keys found, answers put back.
+
+A memtable is small, so every row of a view is looked at; a 64-bit signature of a
+row's words (bit ``id % 64`` of each) turns most rows away with one operation.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+from shoal.spatial._score import (
+    attribute_cost,
+    decay_of,
+    distance_km,
+    in_region,
+    offer,
+    passes_filters,
+)
+
+__all__ = ["count_words", "find_live", "find_rows", "offer_rows", "parts", "search", "signatures"]
+
+# Places of the scalars in the two packed arrays: one array costs less to hand over than its
+# entries do one by one.
+LON, LAT, DECAY_SCALE, MAX_KM, K1, B, MEAN_WORDS = range(7)
+HAS_POINT, MATCH, BM25, DECAY_KIND, REGION = range(5)
+
+_MATCH_ALL = 1
+_MATCH_ANY = 2
+
+
+@njit(inline="always")
+def _has_word(ptr, ids, row, word):
+    for i in range(ptr[row], ptr[row + 1]):
+        if ids[i] == word:
+            return True
+    return False
+
+
+@njit(inline="always")
+def _measure(row, cos_lat, place, query):
+    """Return (qualifies, km, space part, text part, attribute part) of a row."""
+    lons, lats, values, ptr, ids, low, span, missing = place
+    (
+        reals,
+        codes,
+        words,
+        word_weights,
+        without,
+        pref_column,
+        pref_flip,
+        pref_weight,
+        filter_column,
+        filter_ptr,
+        filter_low,
+        filter_high,
+        region_points,
+        region_ptr,
+    ) = query
+    qualifies = True
+    km = 0.0
+    space = 0.0
+    if codes[HAS_POINT] == 1:
+        km = distance_km(reals[LON], reals[LAT], cos_lat, lons[row], lats[row])
+        space = decay_of(codes[DECAY_KIND], reals[DECAY_SCALE], km)
+        if not km <= reals[MAX_KM]:
+            qualifies = False
+    found = 0
+    text = 0.0
+    for w in range(len(words)):
+        if words[w] >= 0 and _has_word(ptr, ids, row, words[w]):
+            text += word_weights[w]
+            found += 1
+    if codes[MATCH] == _MATCH_ALL and found < len(words):
+        qualifies = False
+    if codes[MATCH] == _MATCH_ANY and found == 0:
+        qualifies = False
+    if codes[BM25] == 1:
+        length = ptr[row + 1] - ptr[row]
+        k1, b = reals[K1], reals[B]
+        damped = 1.0 + k1 * (1.0 - b + b * length / reals[MEAN_WORDS])
+        text *= min(1.0, (1.0 + k1 * (1.0 - b)) / damped)
+    for w in range(len(without)):
+        if without[w] >= 0 and _has_word(ptr, ids, row, without[w]):
+            qualifies = False
+    attributes = 0.0
+    if len(pref_column) > 0:
+        total = 0.0
+        for j in range(len(pref_column)):
+            c = pref_column[j]
+            cost = attribute_cost(values[c, row], low[c], span[c], pref_flip[j], missing[c])
+            if cost < 0.0:
+                qualifies = False
+                cost = 0.5
+            total += pref_weight[j] * cost
+        attributes = 1.0 - total
+    if qualifies and len(filter_column) > 0:
+        qualifies = passes_filters(
+            filter_column, filter_ptr, filter_low, filter_high, values, values, True, row
+        )
+    if qualifies and codes[REGION] > 0:
+        qualifies = in_region(codes[REGION], region_points, region_ptr, lons[row], lats[row])
+    return qualifies, km, space, text, attributes
+
+
+@njit(cache=True, nogil=True)
+def signatures(ptr, ids, first, stop, out):
+    """Set ``out[row]`` to the signature of the words of each row in ``first .. stop``."""
+    for row in range(first, stop):
+        bits = np.uint64(0)
+        for i in range(ptr[row], ptr[row + 1]):
+            bits |= np.uint64(1) << np.uint64(ids[i] & 63)
+        out[row] = bits
+
+
+@njit(inline="always")
+def _needed(words):
+    bits = np.uint64(0)
+    for w in range(len(words)):
+        if words[w] >= 0:
+            bits |= np.uint64(1) << np.uint64(words[w] & 63)
+    return bits
+
+
+@njit(cache=True, nogil=True)
+def search(
+    rows_in_view,
+    dead_in_view,
+    died,
+    signature,
+    keys,
+    place,
+    query,
+    weights,
+    time_part,
+    social_part,
+    scores,
+    kms,
+    answer_keys,
+    answer_rows,
+    count,
+    k,
+):
+    """Offer every row of a view; return (answers, rows scored).
+
+    A row belongs to the view when it is below ``rows_in_view`` and had not yet
+    died: ``died[row] >= dead_in_view``. ``time_part`` and ``social_part`` are
+    float64 [rows] or empty for 0 everywhere.
+    """
+    reals, codes, words = query[0], query[1], query[2]
+    match = codes[MATCH]
+    if match == _MATCH_ALL:
+        for w in range(len(words)):
+            if words[w] < 0:
+                return count, 0
+    needed = _needed(words)
+    cos_lat = math.cos(reals[LAT] * (math.pi / 180.0))
+    scored = 0
+    for row in range(rows_in_view):
+        if died[row] < dead_in_view:
+            continue
+        if match == _MATCH_ALL and (signature[row] & needed) != needed:
+            continue
+        if match == _MATCH_ANY and (signature[row] & needed) == 0:
+            continue
+        qualifies, km, space, text, attributes = _measure(row, cos_lat, place, query)
+        if not qualifies:
+            continue
+        scored += 1
+        score = 0.0
+        if weights[0] > 0.0:
+            score += weights[0] * space
+        if weights[1] > 0.0:
+            score += weights[1] * text
+        if weights[2] > 0.0:
+            score += weights[2] * attributes
+        if weights[3] > 0.0 and len(time_part) > 0:
+            score += weights[3] * time_part[row]
+        if weights[4] > 0.0 and len(social_part) > 0:
+            score += weights[4] * social_part[row]
+        count = offer(scores, kms, answer_keys, answer_rows, count, k, score, km, keys[row], row)
+    return count, scored
+
+
+@njit(cache=True, nogil=True)
+def parts(rows, place, query, out, km_out, qualifies_out):
+    """Fill the parts [m, 3 of 5], distance and membership of rows."""
+    cos_lat = math.cos(query[0][LAT] * (math.pi / 180.0))
+    for i in range(len(rows)):
+        qualifies, km, space, text, attributes = _measure(rows[i], cos_lat, place, query)
+        out[i, 0] = space
+        out[i, 1] = text
+        out[i, 2] = attributes
+        km_out[i] = km
+        qualifies_out[i] = qualifies
+
+
+@njit(cache=True, nogil=True)
+def count_words(rows_in_view, dead_in_view, died, signature, ptr, ids, words, out):
+    """Add to ``out[w]`` in how many rows of a view each word (-1: none) occurs."""
+    needed = _needed(words)
+    for row in range(rows_in_view):
+        if died[row] < dead_in_view or (signature[row] & needed) == 0:
+            continue
+        for w in range(len(words)):
+            if words[w] >= 0 and _has_word(ptr, ids, row, words[w]):
+                out[w] += 1
+
+
+@njit(inline="always")
+def _row_of(keys, order, key):
+    """Return the row of a key, -1 if it is not there; ``order`` sorts ``keys``."""
+    low, high = 0, len(order)
+    while low < high:
+        middle = (low + high) >> 1
+        if keys[order[middle]] < key:
+            low = middle + 1
+        else:
+            high = middle
+    if low < len(order) and keys[order[low]] == key:
+        return np.int64(order[low])
+    return np.int64(-1)
+
+
+@njit(cache=True, nogil=True)
+def find_rows(keys, order, wanted, out):
+    """Set ``out[i]`` to the row of each wanted key, -1 where there is none."""
+    for i in range(len(wanted)):
+        out[i] = _row_of(keys, order, wanted[i])
+
+
+@njit(cache=True, nogil=True)
+def find_live(keys, order, live, wanted, out):
+    """As :func:`find_rows`, for rows that are alive and entries of ``out`` that are still -2.
+
+    ``live`` is uint8 [n], or empty when no row has died. Returns how many were
+    found, and leaves -2 where none was.
+    """
+    found = 0
+    for i in range(len(wanted)):
+        if out[i] != -2:
+            continue
+        row = _row_of(keys, order, wanted[i])
+        if row >= 0 and (len(live) == 0 or live[row] == 1):
+            out[i] = row
+            found += 1
+    return found
+
+
+@njit(cache=True, nogil=True)
+def offer_rows(
+    weights, parts_of, km_of, qualifies, keys, rows, scores, kms, answer_keys, answer_rows, count, k
+):
+    """Offer rows whose parts are known, unless their key is among the answers already."""
+    for i in range(len(rows)):
+        if not qualifies[i]:
+            continue
+        known = False
+        for j in range(count):
+            if answer_keys[j] == keys[i]:
+                known = True
+                break
+        if known:
+            continue
+        score = 0.0
+        for part in range(5):
+            if weights[part] > 0.0:
+                score += weights[part] * parts_of[i, part]
+        count = offer(
+            scores, kms, answer_keys, answer_rows, count, k, score, km_of[i], keys[i], rows[i]
+        )
+    return count

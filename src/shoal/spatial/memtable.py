@@ -1,0 +1,308 @@
+"""Recent places: appended by one writer, searched by any number of readers without a lock.
+
+Rows are only ever added. A view is a number of rows and a number of deaths: the
+rows below the first that had not died among the first so many deaths. ``died[row]``
+holds the number of the row's death, so an older view keeps seeing a row that a
+newer one does not. Arrays that grow are replaced, never moved: a view keeps its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.spatial import _memtable_kernels as kernels
+from shoal.spatial.columns import AttributeSpec, PlaceColumns, SearchStats
+from shoal.spatial.query import TEXT_BM25, Answers, QueryPlan
+
+__all__ = ["Memtable", "MemtableView"]
+
+_NEVER = np.iinfo(np.int64).max
+_NONE = np.empty(0, dtype=np.float64)
+_NO_IDS = np.empty(0, dtype=np.int32)
+_NO_PTR = np.zeros(1, dtype=np.int32)
+_NO_POINTS = np.empty((0, 2), dtype=np.float64)
+_WORDS_PER_ROW = 8
+
+_Query = tuple[npt.NDArray[Any], ...]
+
+
+class Memtable:
+    """The newest rows of an index; at most ``capacity`` of them.
+
+    Parameters
+    ----------
+    specs : sequence of AttributeSpec
+        The index's attributes.
+    capacity : int
+        Most rows, at least 1.
+    """
+
+    def __init__(self, specs: Sequence[AttributeSpec], capacity: int = 4096) -> None:
+        self.capacity = capacity
+        self.rows = 0
+        self.deaths = 0
+        self.n_words = 0
+        self.row_of: dict[int, int] = {}  # of the living; the writer's own
+        self.vocabulary: dict[str, int] = {}
+        self._words: list[str] = []
+        self._keys = np.empty(capacity, dtype=np.int64)
+        self._lon = np.empty(capacity, dtype=np.float64)
+        self._lat = np.empty(capacity, dtype=np.float64)
+        self._values = np.empty((len(specs), capacity), dtype=np.float64)
+        self._died = np.full(capacity, _NEVER, dtype=np.int64)
+        self._signature = np.zeros(capacity, dtype=np.uint64)
+        self._ptr = np.zeros(capacity + 1, dtype=np.int64)
+        self._ids = np.empty(_WORDS_PER_ROW * capacity, dtype=np.int32)
+        self._low = np.array([spec.low for spec in specs], dtype=np.float64)
+        self._span = np.array([spec.span for spec in specs], dtype=np.float64)
+        self._missing = np.array([spec.missing_code for spec in specs], dtype=np.int64)
+
+    @property
+    def room(self) -> int:
+        """Return how many more rows fit."""
+        return self.capacity - self.rows
+
+    def append(self, columns: PlaceColumns) -> None:
+        """Add rows; they are in no view yet.
+
+        The caller sees to it that there is room and that no key is alive here.
+        """
+        first, count = self.rows, len(columns)
+        stop = first + count
+        local = self.vocabulary
+        for word in columns.words:
+            if word not in local:
+                self._words.append(word)  # before its id, so that a reader finds its text
+                local[word] = len(local)
+        ids = np.array([local[word] for word in columns.words], dtype=np.int32)
+        start = int(self._ptr[first])
+        end = start + len(columns.word_ids)
+        if end > len(self._ids):
+            grown = np.empty(max(end, 2 * len(self._ids)), dtype=np.int32)
+            grown[:start] = self._ids[:start]
+            self._ids = grown
+        if end > start:
+            self._ids[start:end] = ids[columns.word_ids]
+        self._ptr[first + 1 : stop + 1] = columns.word_ptr[1:] + start
+        self._keys[first:stop] = columns.keys
+        self._lon[first:stop] = columns.lon
+        self._lat[first:stop] = columns.lat
+        self._values[:, first:stop] = columns.values
+        kernels.signatures(self._ptr, self._ids, first, stop, self._signature)
+        self.row_of.update(zip(columns.keys.tolist(), range(first, stop), strict=True))
+        self.n_words += end - start
+        self.rows = stop
+
+    def kill(self, keys: Sequence[int]) -> list[int]:
+        """Let the rows of keys die; return the keys that are not alive here."""
+        missing = []
+        for key in keys:
+            row = self.row_of.pop(key, None)
+            if row is None:
+                missing.append(key)
+                continue
+            self._died[row] = self.deaths
+            self.deaths += 1
+            self.n_words -= int(self._ptr[row + 1] - self._ptr[row])
+        return missing
+
+    def view(self) -> MemtableView:
+        """Return what is here now; later changes do not reach it."""
+        return MemtableView(self, self.rows, self.deaths, self._ids)
+
+    def died_since(self, deaths: int) -> npt.NDArray[np.int64]:
+        """Return the keys of the rows that died after a view with ``deaths`` was taken."""
+        died = self._died[: self.rows]
+        keys: npt.NDArray[np.int64] = self._keys[: self.rows][(died >= deaths) & (died != _NEVER)]
+        return keys
+
+
+@dataclass(frozen=True, slots=True)
+class MemtableView:
+    """The rows of a memtable at one moment."""
+
+    table: Memtable
+    rows: int
+    deaths: int
+    _ids: npt.NDArray[np.int32]
+
+    def live_rows(self) -> npt.NDArray[np.int64]:
+        """Return the rows of this view, ascending."""
+        return np.flatnonzero(self.table._died[: self.rows] >= self.deaths)
+
+    def keys(self) -> npt.NDArray[np.int64]:
+        """Return the keys of this view, in the order of :meth:`live_rows`."""
+        return self.table._keys[self.live_rows()]
+
+    @property
+    def all_keys(self) -> npt.NDArray[np.int64]:
+        """Return the key of each row, the dead ones too (for arrays aligned to rows)."""
+        return self.table._keys[: self.rows]
+
+    def find(self, keys: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the row of each key, -1 for those not in this view."""
+        rows = self.live_rows()
+        mine = self.table._keys[rows]
+        order = np.argsort(mine)
+        place = np.searchsorted(mine, keys, sorter=order)
+        found = np.full(len(keys), -1, dtype=np.int64)
+        inside = place < len(mine)
+        candidates = order[place[inside]]
+        found[inside] = np.where(mine[candidates] == keys[inside], rows[candidates], -1)
+        return found
+
+    def document_frequency(self, words: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Return in how many rows each word occurs."""
+        counts = np.zeros(len(words), dtype=np.int64)
+        if self.rows:
+            table = self.table
+            kernels.count_words(
+                self.rows,
+                self.deaths,
+                table._died,
+                table._signature,
+                table._ptr,
+                self._ids,
+                self._local(words),
+                counts,
+            )
+        return counts
+
+    def search(
+        self,
+        plan: QueryPlan,
+        answers: Answers,
+        stats: SearchStats | None = None,
+        *,
+        time_part: npt.NDArray[np.float64] | None = None,
+        social_part: npt.NDArray[np.float64] | None = None,
+    ) -> None:
+        """Offer every row to ``answers``.
+
+        Parameters
+        ----------
+        plan : QueryPlan
+            The query.
+        answers : Answers
+            Answers so far; added to.
+        stats : SearchStats, optional
+            Added to.
+        time_part, social_part : float64 [rows], optional
+            Of each row in the order of :attr:`all_keys`; 0 where not given.
+        """
+        if not self.rows:
+            return
+        table = self.table
+        answers.count, scored = kernels.search(
+            self.rows,
+            self.deaths,
+            table._died,
+            table._signature,
+            table._keys,
+            self._place(),
+            self._query(plan),
+            plan.weights,
+            _NONE if time_part is None else time_part,
+            _NONE if social_part is None else social_part,
+            answers.scores,
+            answers.kms,
+            answers.keys,
+            answers.rows,
+            answers.count,
+            answers.k,
+        )
+        if stats is not None:
+            stats.looked_at += self.rows
+            stats.scored += scored
+
+    def parts(
+        self, plan: QueryPlan, rows: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+        """Return (parts [m, 5], distance km [m], qualifies [m]); time and social are 0."""
+        out = np.zeros((len(rows), 5))
+        km, qualifies = np.zeros(len(rows)), np.zeros(len(rows), dtype=np.bool_)
+        kernels.parts(rows, self._place(), self._query(plan), out, km, qualifies)
+        return out, km, qualifies
+
+    def columns(self) -> PlaceColumns:
+        """Return the rows as columns, with the words they use in the order of their bytes."""
+        table, rows = self.table, self.live_rows()
+        starts, counts = table._ptr[rows], np.diff(table._ptr)[rows]
+        ptr = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum(counts, out=ptr[1:])
+        at = np.repeat(starts - ptr[:-1], counts) + np.arange(ptr[-1])
+        local = self._ids[at]
+        used = np.unique(local)
+        texts = [table._words[i] for i in used.tolist()]
+        # Texts order by code points, which is the order of their UTF-8 bytes.
+        order = sorted(range(len(texts)), key=texts.__getitem__)
+        rank = np.empty(len(used), dtype=np.int32)
+        rank[order] = np.arange(len(used), dtype=np.int32)
+        ids = rank[np.searchsorted(used, local)]
+        in_row = np.lexsort((ids, np.repeat(np.arange(len(rows)), counts)))
+        return PlaceColumns(
+            keys=table._keys[rows],
+            lon=table._lon[rows],
+            lat=table._lat[rows],
+            words=[texts[i] for i in order],
+            word_ptr=ptr,
+            word_ids=ids[in_row],
+            values=table._values[:, rows],
+        )
+
+    def _local(self, words: Sequence[str]) -> npt.NDArray[np.int64]:
+        known = self.table.vocabulary
+        return np.array([known.get(word, -1) for word in words], dtype=np.int64)
+
+    def _place(self) -> tuple[npt.NDArray[Any], ...]:
+        table = self.table
+        return (
+            table._lon,
+            table._lat,
+            table._values,
+            table._ptr,
+            self._ids,
+            table._low,
+            table._span,
+            table._missing,
+        )
+
+    def _query(self, plan: QueryPlan) -> _Query:
+        reals = (
+            plan.lon,
+            plan.lat,
+            plan.decay_scale,
+            plan.max_km,
+            plan.bm25_k1,
+            plan.bm25_b,
+            plan.mean_words,
+        )
+        codes = (
+            int(plan.has_point),
+            plan.match,
+            int(plan.text_kind == TEXT_BM25),
+            plan.decay_kind,
+            plan.region.kind if plan.region else 0,
+        )
+        filters, region = plan.filters, plan.region
+        return (
+            np.array(reals, dtype=np.float64),
+            np.array(codes, dtype=np.int64),
+            self._local(plan.words),
+            plan.word_weights,
+            self._local(plan.without),
+            plan.pref_column,
+            plan.pref_flip,
+            plan.pref_weight,
+            filters.column if filters else _NO_IDS,
+            filters.ptr if filters else _NO_PTR,
+            filters.low if filters else _NONE,
+            filters.high if filters else _NONE,
+            region.points if region else _NO_POINTS,
+            region.ptr if region else _NO_PTR,
+        )

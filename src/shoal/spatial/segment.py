@@ -1,0 +1,294 @@
+"""One immutable segment, the deaths of its rows, and what a reader of one moment sees of it.
+
+A layout never changes; its rows die when their place is changed or deleted. The
+deaths are written one after the other into a log, so a moment is a length of that
+log, and taking a view costs nothing. For the search there is one mask of the living
+that all readers share and the writer changes in place: copying a mask of n bytes
+at every change would not sustain thousands of changes a second. A reader of an
+older moment would miss what has died since, so after its search it offers those few
+rows again (they are the tail of the log), and each is scored exactly. The order of
+writes makes this safe: log, length of the log, mask, and then the new snapshot;
+whoever finds a 0 in the mask finds the death in the log. A view much older than the
+mask makes a mask of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.spatial import _memtable_kernels as kernels
+from shoal.spatial.columns import Layout, PlaceColumns, SearchStats
+from shoal.spatial.merging import keep_rows
+from shoal.spatial.query import MATCH_ANY, Answers, QueryPlan
+
+__all__ = ["Segment", "SegmentView", "VisitParts"]
+
+#: Rows that died since a view was taken, above which it gets a mask of its own.
+_REVIVED = 256
+#: Words whose dead rows are remembered, per segment.
+_CACHED_WORDS = 100_000
+_NO_MASK = np.empty(0, dtype=np.uint8)
+
+
+class VisitParts(Protocol):
+    """What knows the time and social parts, if anything does.
+
+    It is asked only for plans in which one of the two has a weight.
+    """
+
+    def search(
+        self,
+        layout: Layout,
+        plan: QueryPlan,
+        answers: Answers,
+        live: npt.NDArray[np.uint8] | None,
+        stats: SearchStats | None,
+    ) -> None:
+        """Search one segment, as ``layout.search`` does, with all five parts."""
+        ...
+
+    def parts(
+        self, plan: QueryPlan, keys: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return the time part and the social part (float64 [m] each) of keys."""
+        ...
+
+
+class Segment:
+    """A layout, its rows by key, and the log of their deaths.
+
+    Parameters
+    ----------
+    layout : Layout
+        The rows.
+    lengths : uint16 or uint32 [n]
+        Number of words of each row.
+    order : uint32 [n], optional
+        Rows in the order of their keys; found if it is not given.
+
+    Attributes
+    ----------
+    deaths : int
+        Length of the log.
+    n_words : int
+        Sum of ``lengths``.
+    names : dict
+        Name of the segment's folder in each folder it is kept in; see ``storage``.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        lengths: npt.NDArray[Any],
+        order: npt.NDArray[np.uint32] | None = None,
+    ) -> None:
+        self.layout = layout
+        self.lengths = lengths
+        # One kind of array for the kernels, mapped or made here.
+        self.keys = _fixed(layout.keys)
+        if order is None:
+            order = np.argsort(self.keys, kind="stable").astype(np.uint32)
+        self.order = _fixed(order)
+        self.n_words = int(lengths.sum(dtype=np.int64))
+        self.deaths = 0
+        self.live: npt.NDArray[np.uint8] | None = None
+        self.names: dict[str, str] = {}
+        self._log = np.empty(0, dtype=np.uint32)
+        self._dead_words: dict[str, tuple[int, int]] = {}
+        self._sorted_log = np.empty(0, dtype=np.uint32)
+
+    @classmethod
+    def of(cls, layout: Layout, columns: PlaceColumns) -> Segment:
+        """Return the segment of a layout that was built from ``columns``."""
+        counts = np.diff(columns.word_ptr)
+        wide = len(counts) > 0 and int(counts.max()) > np.iinfo(np.uint16).max
+        order = np.argsort(layout.keys, kind="stable").astype(np.uint32)
+        lengths = np.empty(len(counts), dtype=np.uint32 if wide else np.uint16)
+        lengths[order] = counts[np.argsort(columns.keys, kind="stable")]
+        return cls(layout, lengths, order)
+
+    def __len__(self) -> int:
+        """Return the number of rows, dead ones too."""
+        return len(self.keys)
+
+    def find_live(self, keys: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> int:
+        """Fill the entries of ``rows`` that are -2 with the living row of the key, if any."""
+        mask = _NO_MASK if self.live is None else self.live
+        return int(kernels.find_live(self.keys, self.order, mask, keys, rows))
+
+    def kill(self, rows: npt.NDArray[np.int64]) -> int:
+        """Let living rows die; return how many words they have. For the one writer."""
+        if not len(rows):
+            return 0
+        if self.live is None:
+            self.live = np.ones(len(self), dtype=np.uint8)
+        stop = self.deaths + len(rows)
+        if stop > len(self._log):
+            # Readers keep the old array: what they read of it is the same.
+            grown = np.empty(min(len(self), max(64, 2 * stop)), dtype=np.uint32)
+            grown[: self.deaths] = self._log[: self.deaths]
+            self._log = grown
+        self._log[self.deaths : stop] = rows
+        self.deaths = stop
+        self.live[rows] = 0
+        return int(self.lengths[rows].sum(dtype=np.int64))
+
+    def log(self, first: int, stop: int | None = None) -> npt.NDArray[np.uint32]:
+        """Return the rows that died, from the ``first`` death to before ``stop`` (now)."""
+        stop = self.deaths if stop is None else stop  # read before the array: it may grow
+        return self._log[first:stop]
+
+    def view(self) -> SegmentView:
+        """Return the segment as it is now."""
+        return SegmentView(self, self.deaths)
+
+    def dead_with_word(self, word: str, deaths: int) -> int:
+        """Return how many of the first ``deaths`` rows to die have a word."""
+        at, count = self._dead_words.get(word, (0, 0))
+        if at == deaths:
+            return count
+        if deaths > at:
+            count += self._count(word, at, deaths)
+            if len(self._dead_words) >= _CACHED_WORDS:
+                self._dead_words = {}
+            self._dead_words[word] = (deaths, count)
+            return count
+        return count - self._count(word, deaths, at)
+
+    def _count(self, word: str, first: int, stop: int) -> int:
+        """Return how many of the rows ``log[first:stop]`` have a word."""
+        holders = _rows_with(self.layout, word)
+        if holders is None:
+            plan = QueryPlan(k=1, match=MATCH_ANY, words=(word,), word_weights=np.ones(1))
+            _, _, has = self.layout.parts(plan, self._log[first:stop].astype(np.int64))
+            return int(np.count_nonzero(has))
+        if not len(holders):
+            return 0
+        if first == 0 and stop > 4 * _REVIVED:
+            # The first look at a word: against a sorted copy of the log, shared by all words.
+            known = self._sorted_log
+            if not stop // 2 < len(known) <= stop:
+                known = self._sorted_log = np.sort(self._log[:stop])
+            return _common(known, holders) + self._count(word, len(known), stop)
+        return _common(self._log[first:stop], holders)
+
+
+@dataclasses.dataclass(slots=True)
+class SegmentView:
+    """A segment as it was after a number of deaths."""
+
+    segment: Segment
+    deaths: int
+    _mask: npt.NDArray[np.uint8] | None = None
+
+    @property
+    def n_live(self) -> int:
+        """Return the number of rows alive in this view."""
+        return len(self.segment) - self.deaths
+
+    def find(self, keys: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the row of each key, -1 for those not alive in this view."""
+        segment = self.segment
+        rows = np.empty(len(keys), dtype=np.int64)
+        kernels.find_rows(segment.keys, segment.order, keys, rows)
+        if self.deaths:
+            rows[np.isin(rows, segment.log(0, self.deaths))] = -1
+        return rows
+
+    def document_frequency(self, words: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Return in how many rows of the view each word occurs."""
+        return self.segment.layout.document_frequency(words) - self.dead_frequency(words)
+
+    def dead_frequency(self, words: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Return in how many rows that are dead in this view each word occurs."""
+        return np.array(
+            [self.segment.dead_with_word(word, self.deaths) for word in words], dtype=np.int64
+        )
+
+    def search(
+        self,
+        plan: QueryPlan,
+        answers: Answers,
+        stats: SearchStats | None = None,
+        visits: VisitParts | None = None,
+    ) -> None:
+        """Offer the rows of this view that can be among the best to ``answers``."""
+        segment = self.segment
+        mask = None
+        if self.deaths:
+            if self._mask is None and segment.deaths - self.deaths > _REVIVED:
+                self._mask = self._own_mask()
+            mask = self._mask if self._mask is not None else segment.live
+        if visits is None:
+            segment.layout.search(plan, answers, mask, stats)
+        else:
+            visits.search(segment.layout, plan, answers, mask, stats)
+        if mask is not None and mask is segment.live and segment.deaths > self.deaths:
+            self._revive(plan, answers, visits)
+
+    def _own_mask(self) -> npt.NDArray[np.uint8]:
+        assert self.segment.live is not None
+        mask = self.segment.live.copy()
+        mask[self.segment.log(self.deaths)] = 1  # after the copy: it has every death in it
+        return mask
+
+    def _revive(self, plan: QueryPlan, answers: Answers, visits: VisitParts | None) -> None:
+        """Offer the rows that died after this view was taken, and may have been missed."""
+        rows = self.segment.log(self.deaths).astype(np.int64)
+        keys = self.segment.keys[rows]
+        parts, km, qualifies = self.segment.layout.parts(plan, rows)
+        if visits is not None:
+            parts[:, 3], parts[:, 4] = visits.parts(plan, keys)
+        answers.count = kernels.offer_rows(
+            plan.weights,
+            parts,
+            km,
+            qualifies,
+            keys,
+            rows,
+            answers.scores,
+            answers.kms,
+            answers.keys,
+            answers.rows,
+            answers.count,
+            answers.k,
+        )
+
+    def columns(self) -> PlaceColumns:
+        """Return the rows of this view as columns."""
+        columns = self.segment.layout.columns()
+        if not self.deaths:
+            return columns
+        alive = np.ones(len(self.segment), dtype=np.bool_)
+        alive[self.segment.log(0, self.deaths)] = False
+        return keep_rows(columns, alive)
+
+
+def _rows_with(layout: Layout, word: str) -> npt.NDArray[Any] | None:
+    """Return the rows that have a word, ascending, where a layout keeps such lists."""
+    post, ptr, terms = (getattr(layout, name, None) for name in ("post", "ptr", "terms"))
+    if post is None or ptr is None or terms is None:
+        return None
+    number = int(terms.ids([word])[0])
+    rows: npt.NDArray[Any] = (
+        post[int(ptr[number]) : int(ptr[number + 1])] if number >= 0 else post[:0]
+    )
+    return rows
+
+
+def _common(rows: npt.NDArray[Any], ascending: npt.NDArray[Any]) -> int:
+    """Return how many of ``rows`` are in ``ascending``."""
+    place = np.searchsorted(ascending, rows.astype(ascending.dtype, copy=False))
+    inside = place < len(ascending)
+    return int(np.count_nonzero(ascending[place[inside]] == rows[inside]))
+
+
+def _fixed(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    view = np.ascontiguousarray(values).view()
+    view.flags.writeable = False
+    return view
