@@ -53,6 +53,7 @@ BITMAP_PRUNES, CORNER_PRUNES, SKYLINE_TESTS, SKYLINE_PRUNES, DUPLICATES = 3, 4, 
 COUNTS = 8
 
 _EXP_SLACK = 1.0 + 1e-12
+_NO_SOURCE = 1 << 30
 
 
 class Places(NamedTuple):
@@ -388,7 +389,7 @@ def _text(places, query, row):
     """Return (text part, words matched, first source of a matched word) of a row."""
     text = 0.0
     matched = 0
-    source = 1 << 30
+    source = _NO_SOURCE
     for w in range(len(query.words)):
         if query.words[w] >= 0 and _has_word(places, row, query.words[w]):
             text += query.word_weights[w]
@@ -636,8 +637,10 @@ def _consider(places, query, row, source, scores, kms, keys, rows, count, k, cou
     if len(query.live) and not query.live[row]:
         return count
     good, space, text, attributes, km, first = _measure(places, query, row)
-    if query.match == 2 and first < source:
-        counts[DUPLICATES] += 1
+    if query.match == 2 and first != source:
+        # A tree also holds rows for words that were not asked for: those whose words of the
+        # query all belong elsewhere are answered for there.
+        counts[DUPLICATES] += first < _NO_SOURCE
         return count
     if not good:
         return count
@@ -667,7 +670,7 @@ def search(
 
     ``list_first``, ``list_stop`` (int64 [s]) are the ranges of ``tail_rows``
     that are sources 0 .. s - 1; tree ``roots[i]`` is source s + i. A row is
-    answered for by its first source, which is how rows in several are told.
+    answered for by the first source among those of its words, and passed over in the others.
     """
     for source in range(len(list_first)):
         for p in range(list_first[source], list_stop[source]):

@@ -82,9 +82,11 @@ def cooccurrence_kernel(
     table = sparse.csr_array(
         (np.ones(int(kept.sum())), (rows, column[kept])), shape=(n, m), dtype=np.float64
     )
-    gram = sparse.csr_array(table.T @ table)
-    scale = sparse.diags_array(1.0 / np.sqrt(gram.diagonal()))
-    kernel = sparse.csr_array(scale @ gram @ scale + ridge * sparse.eye_array(m))
+    gram = sparse.coo_array(table.T @ table)
+    count = gram.diagonal()
+    # One root of one product: the same for xy and yx to the last bit.
+    gram.data /= np.sqrt(count[gram.row] * count[gram.col])
+    kernel = sparse.csr_array(gram + ridge * sparse.eye_array(m))
     kernel.sort_indices()
     return kernel
 
