@@ -375,7 +375,7 @@ def cities(country: str) -> pl.DataFrame:
 @pytest.mark.parametrize(
     "kept", [["timezone"], ["country"], []], ids=["timezone", "country", "none"]
 )
-@pytest.mark.parametrize("country", ["PL", "DE", "BR"])
+@pytest.mark.parametrize("country", ["GB", "DE", "BR"])
 def test_swapped_columns_in_range_are_said(tmp_path: Path, country: str, kept: list[str]) -> None:
     swapped = cities(country).select("id", "lon", "lat", *kept)
     swapped.write_csv(tmp_path / "swapped.csv")
