@@ -370,7 +370,7 @@ def build_tree(
     return boxes, node_low, node_high, sky_count, sky[: sky_first[nodes]].copy(), bits, level_count
 
 
-@njit
+@njit(inline="always")
 def _has_word(places, row, word):
     """Say whether a row has a word (its number, -1 for none), by binary search."""
     low = places.word_ptr[row]
@@ -384,7 +384,7 @@ def _has_word(places, row, word):
     return low < places.word_ptr[row + 1] and places.word_ids[low] == word
 
 
-@njit
+@njit(inline="always")
 def _text(places, query, row):
     """Return (text part, words matched, first source of a matched word) of a row."""
     text = 0.0
@@ -402,7 +402,7 @@ def _text(places, query, row):
     return text, matched, source
 
 
-@njit
+@njit(inline="always")
 def _attributes(places, query, row):
     """Return the attribute part of a row; -1: the row is excluded."""
     if len(query.pref_column) == 0:
@@ -420,7 +420,7 @@ def _attributes(places, query, row):
     return 1.0 - total
 
 
-@njit
+@njit(inline="always")
 def _blend(weights, space, text, attributes):
     """Return the score, or the bound, of the three parts; a part of weight 0 is left out."""
     score = 0.0
@@ -433,15 +433,22 @@ def _blend(weights, space, text, attributes):
     return score
 
 
-@njit
-def _measure(places, query, row):
-    """Return (qualifies, space, text, attributes, km, first source) of a row."""
+@njit(inline="always")
+def _measure(places, query, row, own):
+    """Return (qualifies, space, text, attributes, km, first source) of a row.
+
+    ``own`` is the source that is searched: a row that does not qualify by its
+    words, or answers for another source, is not measured any further. -1: all
+    is filled in.
+    """
     text, matched, source = _text(places, query, row)
     good = True
     if query.match == 1:
         good = matched == len(query.words)
     elif query.match == 2:
         good = matched > 0
+    if own >= 0 and not (good and (query.match != 2 or source == own)):
+        return False, 0.0, 0.0, 0.0, 0.0, source
     lon, lat = position(places.lon32, places.lat32, places.lon64, places.lat64, places.exact, row)
     km = 0.0
     space = 0.0
@@ -472,7 +479,7 @@ def _measure(places, query, row):
 def row_parts(places, query, rows, parts, kms, good):
     """Fill in parts [m, 5], kilometres [m] and whether each row qualifies [m]."""
     for i in range(len(rows)):
-        fits, space, text, attributes, km, _ = _measure(places, query, rows[i])
+        fits, space, text, attributes, km, _ = _measure(places, query, rows[i], -1)
         parts[i, 0], parts[i, 1] = space, text
         parts[i, 2] = attributes if attributes > -0.5 else 0.0
         kms[i] = km
@@ -488,7 +495,7 @@ def _cannot_beat(ub, km, scores, kms, count, k):
     return ub < scores[last] or (ub == scores[last] and km > kms[last])
 
 
-@njit
+@njit(inline="always")
 def _attribute_bound(trees, query, node, skyline):
     """Return the most that the attribute part can be under a node.
 
@@ -517,7 +524,7 @@ def _attribute_bound(trees, query, node, skyline):
     return 1.0 - least
 
 
-@njit
+@njit(inline="always")
 def _text_bound(trees, query, tree, node_in_tree, source):
     """Return the most that the text part can be under a node; below 0: no answer there.
 
@@ -636,7 +643,7 @@ def _consider(places, query, row, source, scores, kms, keys, rows, count, k, cou
     counts[LOOKED_AT] += 1
     if len(query.live) and not query.live[row]:
         return count
-    good, space, text, attributes, km, first = _measure(places, query, row)
+    good, space, text, attributes, km, first = _measure(places, query, row, source)
     if query.match == 2 and first != source:
         # A tree also holds rows for words that were not asked for: those whose words of the
         # query all belong elsewhere are answered for there.

@@ -79,7 +79,7 @@ def cooccurrence_kernel(
     column = number[word_ids] if n_words else np.empty(0, dtype=np.int64)
     kept = column >= 0
     rows = np.repeat(np.arange(n), np.diff(word_ptr))[kept]
-    table = sparse.csr_array(
+    table: Any = sparse.coo_array(
         (np.ones(int(kept.sum())), (rows, column[kept])), shape=(n, m), dtype=np.float64
     )
     gram = sparse.coo_array(table.T @ table)
@@ -157,7 +157,7 @@ def _descend(kernel: Any, labels: npt.NDArray[np.int32], k: int, iterations: int
     """Iterate to a fixed point from given labels."""
     diagonal = kernel.diagonal()
     points = np.arange(len(labels))
-    history = []
+    history: list[float] = []
     size, towards, within = _sums(kernel, labels, k)
     for _ in range(iterations):
         # K_xx is the same for every cluster and so decides nothing, but the farthest
