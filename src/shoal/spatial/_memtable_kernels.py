@@ -33,7 +33,7 @@ _MATCH_ANY = 2
 
 @njit(inline="always")
 def _has_word(ptr, ids, row, word):
-    for i in range(ptr[row], ptr[row + 1]):
+    for i in range(ptr[row], ptr[row + 1]):  # noqa: SIM110 - numba has no any() of generators
         if ids[i] == word:
             return True
     return False

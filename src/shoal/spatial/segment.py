@@ -25,6 +25,7 @@ from shoal.spatial import _memtable_kernels as kernels
 from shoal.spatial.columns import Layout, PlaceColumns, SearchStats
 from shoal.spatial.merging import keep_rows
 from shoal.spatial.query import MATCH_ANY, Answers, QueryPlan
+from shoal.spatial.storage import Bundle
 
 __all__ = ["Segment", "SegmentView", "VisitParts"]
 
@@ -70,15 +71,17 @@ class Segment:
         Number of words of each row.
     order : uint32 [n], optional
         Rows in the order of their keys; found if it is not given.
+    n_words : int, optional
+        Sum of ``lengths``; found if it is not given.
 
     Attributes
     ----------
     deaths : int
         Length of the log.
     n_words : int
-        Sum of ``lengths``.
+        Words of all rows, dead ones too.
     names : dict
-        Name of the segment's folder in each folder it is kept in; see ``storage``.
+        The segment's bundle in each index folder it is kept in; see ``storage``.
     """
 
     def __init__(
@@ -86,6 +89,8 @@ class Segment:
         layout: Layout,
         lengths: npt.NDArray[Any],
         order: npt.NDArray[np.uint32] | None = None,
+        *,
+        n_words: int | None = None,
     ) -> None:
         self.layout = layout
         self.lengths = lengths
@@ -94,10 +99,10 @@ class Segment:
         if order is None:
             order = np.argsort(self.keys, kind="stable").astype(np.uint32)
         self.order = _fixed(order)
-        self.n_words = int(lengths.sum(dtype=np.int64))
+        self.n_words = int(lengths.sum(dtype=np.int64)) if n_words is None else n_words
         self.deaths = 0
         self.live: npt.NDArray[np.uint8] | None = None
-        self.names: dict[str, str] = {}
+        self.names: dict[str, Bundle] = {}
         self._log = np.empty(0, dtype=np.uint32)
         self._dead_words: dict[str, tuple[int, int]] = {}
         self._sorted_log = np.empty(0, dtype=np.uint32)
@@ -106,6 +111,9 @@ class Segment:
     def of(cls, layout: Layout, columns: PlaceColumns) -> Segment:
         """Return the segment of a layout that was built from ``columns``."""
         counts = np.diff(columns.word_ptr)
+        own = getattr(layout, "lengths", None)
+        if own is not None:
+            return cls(layout, own, n_words=int(columns.word_ptr[-1]))
         wide = len(counts) > 0 and int(counts.max()) > np.iinfo(np.uint16).max
         order = np.argsort(layout.keys, kind="stable").astype(np.uint32)
         lengths = np.empty(len(counts), dtype=np.uint32 if wide else np.uint16)

@@ -14,7 +14,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from shoal.core.errors import ConflictError, InputError
 from shoal.spatial.columns import AttributeSpec, Layout, PlaceColumns
+from shoal.spatial.cut import Cut
 from shoal.spatial.memtable import Memtable, MemtableView
 from shoal.spatial.merging import merge_columns
 from shoal.spatial.segment import Segment, SegmentView, VisitParts
@@ -31,25 +32,13 @@ from shoal.spatial.snapshot import Snapshot, WordTotals
 if TYPE_CHECKING:
     from shoal.spatial.durable import Companion, Durable
 
-__all__ = ["BuildLayout", "Cut", "LoadLayout", "SegmentStore", "Snapshot"]
+__all__ = ["BuildLayout", "LoadLayout", "SegmentStore", "Snapshot"]
 
 BuildLayout = Callable[[PlaceColumns], Layout]
 LoadLayout = Callable[[str, Mapping[str, npt.NDArray[Any]], Mapping[str, Any]], Layout]
 
 #: Full memtables that may wait for the background before writers do.
 _SEALED = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """All rows at one moment between two writes, of which segments are built and kept.
-
-    ``journal`` is the first journal file with writes after that moment.
-    """
-
-    views: tuple[SegmentView, ...]
-    memory: tuple[MemtableView, ...] = ()
-    journal: int = 0
 
 
 class SegmentStore:
@@ -371,6 +360,7 @@ class SegmentStore:
             mmap=mmap,
             verify=verify,
         )
+        store._wake()
         return store
 
     # --- the steps of a write, also of a replayed one; the caller holds the lock -----------------
@@ -391,20 +381,43 @@ class SegmentStore:
         self._publish(-rows, -words)
         return rows
 
-    def seal(self) -> None:
-        """Start a new memtable; the present one waits to become a segment."""
-        if self._memtable.rows:
-            self._memtable = Memtable(self.specs, self.memtable_rows)
-            self._set(memory=(*self._snapshot.memory, self._memtable.view()))
+    def reserve(self, rows: int) -> None:
+        """Have room for rows in the memtable; a new one is started if need be."""
+        if self._memtable.room < rows:
+            self._start_memtable(rows)
 
-    def adopt(self, segments: Sequence[Segment], specs: Sequence[AttributeSpec]) -> None:
-        """Become the store of these segments, and nothing else."""
-        self.specs = tuple(specs)
-        self._memtable = Memtable(self.specs, self.memtable_rows)
-        views = tuple(segment.view() for segment in segments)
-        words = sum(s.n_words - int(s.lengths[s.log(0)].sum(dtype=np.int64)) for s in segments)
-        self._snapshot = self._empty()
-        self._set(views, n_live=sum(view.n_live for view in views), n_words=words)
+    def _start_memtable(self, rows: int = 0) -> None:
+        """Seal the memtable: what it holds waits to become a segment."""
+        self._memtable = Memtable(self.specs, max(self.memtable_rows, rows))
+        sealed = (view for view in self._snapshot.memory if view.rows)
+        self._set(memory=(*sealed, self._memtable.view()))
+
+    def beside(self, specs: Sequence[AttributeSpec]) -> SegmentStore:
+        """Return an empty store with the options of this one, for :meth:`become`."""
+        return SegmentStore(
+            specs,
+            self.build_layout,
+            self.load_layout,
+            memtable_rows=self.memtable_rows,
+            fan_in=self.fan_in,
+            visits=self._visits,
+        )
+
+    def adopt(self, segments: Sequence[Segment]) -> None:
+        """Hold these segments; for a store that is empty."""
+        views = [segment.view() for segment in segments]
+        dead_words = sum(int(s.lengths[s.log(0)].sum(dtype=np.int64)) for s in segments)
+        self._set(
+            views,
+            n_live=sum(view.n_live for view in views),
+            n_words=sum(segment.n_words for segment in segments) - dead_words,
+        )
+
+    def become(self, other: SegmentStore) -> None:
+        """Take over what another store holds, at once; the other is not used again."""
+        self.specs = other.specs
+        self._memtable = other._memtable
+        self._snapshot = replace(other._snapshot, visits=self._visits)
 
     def _kill(self, keys: npt.NDArray[np.int64]) -> tuple[int, int]:
         """Let the rows of keys die wherever they are; return their number and their words."""
@@ -487,7 +500,7 @@ class SegmentStore:
             self._changed.wait()
             self._ready()
         if self._memtable.room < rows:  # another writer may have been here meanwhile
-            self.seal()
+            self._start_memtable()
         self._wake()
 
     def _acknowledge(self, ticket: int) -> None:
@@ -501,7 +514,8 @@ class SegmentStore:
     def _cycle(self, *, merge: bool = True, everything: bool = False, state: bool = False) -> Cut:
         """Build a segment of the recent rows, then merge; return the last cut."""
         with self._lock:
-            self.seal()
+            if self._memtable.rows:
+                self._start_memtable()
             now = self._snapshot
             journal = self._durable.rotate(state=state or everything) if self._durable else 0
             cut = Cut(now.segments, now.memory[:-1], journal)
@@ -536,8 +550,8 @@ class SegmentStore:
         return ()
 
     def _build(self, chosen: Sequence[SegmentView], cut: Cut) -> Cut:
-        """Build one segment of the chosen ones and the cut's memtables, and put it in their place."""
-        sources = (*chosen, *cut.memory)
+        """Build one segment of the chosen ones and the memtables, and put it in their place."""
+        sources: list[SegmentView | MemtableView] = [*chosen, *cut.memory]
         columns = merge_columns([view.columns() for view in sources], len(self.specs))
         new = Segment.of(self.build_layout(columns), columns) if len(columns) else None
         with self._lock:
@@ -571,6 +585,8 @@ class SegmentStore:
 
     def _wake(self) -> None:
         """Have the background look whether there is something to do."""
+        if self._durable is not None and self._durable.read_only:
+            return
         with self._lock:
             self._wanted = True
             if self._thread is None and not self._closed:
@@ -596,7 +612,7 @@ class SegmentStore:
                     self._wanted = False
                 with self._maintenance:
                     self._cycle()
-        except BaseException as error:  # noqa: BLE001 - raised by the next call
+        except BaseException as error:  # raised by the next call
             with self._lock:
                 self._error = error
                 self._thread = None

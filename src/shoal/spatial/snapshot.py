@@ -133,7 +133,7 @@ class Snapshot:
         parts, km = np.zeros((len(keys), 5)), np.zeros(len(keys))
         qualifies = np.zeros(len(keys), dtype=np.bool_)
         open_keys = np.arange(len(keys))
-        for view in (*self.memory, *self.segments):
+        for view in self._views():
             if not len(open_keys):
                 break
             rows = view.find(keys[open_keys])
@@ -154,15 +154,16 @@ class Snapshot:
         """Say of each key whether it is alive in this snapshot."""
         keys = np.ascontiguousarray(keys, dtype=np.int64)
         found = np.zeros(len(keys), dtype=np.bool_)
-        for view in (*self.memory, *self.segments):
+        for view in self._views():
             found |= view.find(keys) >= 0
         return found
 
     def columns(self) -> PlaceColumns:
         """Return all live places as columns, in no special order."""
-        return merge_columns(
-            [view.columns() for view in (*self.segments, *self.memory)], self.attributes
-        )
+        return merge_columns([view.columns() for view in self._views()], self.attributes)
+
+    def _views(self) -> list[MemtableView | SegmentView]:
+        return [*self.memory, *self.segments]
 
     def _visits(self, plan: QueryPlan) -> VisitParts | None:
         return self.visits if plan.weights[3] > 0 or plan.weights[4] > 0 else None
