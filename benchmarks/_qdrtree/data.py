@@ -92,9 +92,7 @@ def geonames(folder: Path, limit: int, seed: int) -> PlaceSet:
     if len(rows) > limit:
         kept = np.sort(philox(seed, 11).permutation(len(rows))[:limit])
         rows = [rows[i] for i in kept.tolist()]
-    keywords = [
-        [*tokenize(r[1]), *tokenize(r[3]), *tokenize(r[7]), *tokenize(r[8])] for r in rows
-    ]
+    keywords = [[*tokenize(r[1]), *tokenize(r[3]), *tokenize(r[7]), *tokenize(r[8])] for r in rows]
     columns = make_columns(
         [float(r[5]) for r in rows],
         [float(r[4]) for r in rows],

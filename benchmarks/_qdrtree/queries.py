@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from _qdrtree.data import document_frequencies, idf_shares
 
+from _qdrtree.data import document_frequencies, idf_shares
 from shoal.core.seeds import philox
 from shoal.spatial.columns import PlaceColumns
 from shoal.spatial.query import MATCH_ALL, MATCH_ANY, QueryPlan

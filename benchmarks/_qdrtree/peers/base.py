@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from _qdrtree.queries import EARTH_KM, Ask
 
+from _qdrtree.queries import EARTH_KM, Ask
 from shoal.spatial.columns import PlaceColumns
 
 __all__ = ["Missing", "Peer", "boxes", "folder_bytes", "linear_scores", "word_sets"]
@@ -47,7 +47,7 @@ class Peer(ABC):
     at_most: int | None = None
     server_clock: int | None = None
     #: Below so many postings in all, every place with a word is scored.
-    direct_below = 3000
+    direct_below = 1000
 
     @abstractmethod
     def build(self, places: PlaceColumns, folder: Path) -> None:

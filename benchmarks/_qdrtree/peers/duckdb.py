@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+
 from _qdrtree.peers.base import Missing, Peer, Scored
 from _qdrtree.queries import EARTH_KM, Ask, unit_vectors
-
 from shoal.spatial.columns import PlaceColumns
 
 try:

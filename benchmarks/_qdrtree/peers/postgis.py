@@ -24,7 +24,6 @@ from typing import Any
 from _qdrtree.data import word_lists
 from _qdrtree.peers.base import Missing, Peer, Scored
 from _qdrtree.queries import EARTH_KM, Ask
-
 from shoal.spatial.columns import PlaceColumns
 
 try:
@@ -108,15 +107,32 @@ class Server:
             self.user = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
         cluster = self.folder / "data"
         subprocess.run(
-            [programs / "initdb", "-D", cluster, "-U", "shoal", "-A", "trust", "-E", "UTF8",
-             "--locale=C", "--no-sync"],
-            check=True, capture_output=True, cwd=self.folder, **self.user,
+            [
+                programs / "initdb",
+                "-D",
+                cluster,
+                "-U",
+                "shoal",
+                "-A",
+                "trust",
+                "-E",
+                "UTF8",
+                "--locale=C",
+                "--no-sync",
+            ],
+            check=True,
+            capture_output=True,
+            cwd=self.folder,
+            **self.user,
         )
         options = [x for name, value in _SETTINGS.items() for x in ("-c", f"{name}={value}")]
         self.log = (self.folder / "log").open("wb")
         self.process = subprocess.Popen(
             [programs / "postgres", "-D", cluster, "-k", self.folder, *options],
-            cwd=self.folder, stdout=self.log, stderr=self.log, **self.user,
+            cwd=self.folder,
+            stdout=self.log,
+            stderr=self.log,
+            **self.user,
         )
 
     def stop(self) -> None:
@@ -135,9 +151,9 @@ class PostGis(Peer):
 
     name = "PostgreSQL + PostGIS"
     #: Below so many places with the rarest word, the GIN index comes first.
-    text_first = 1500
+    text_first = 6000
     #: How far the walk outward goes before the GIN index is asked after all, metres.
-    reach_m = 500_000.0
+    reach_m = 200_000.0
 
     def __init__(self) -> None:
         if asyncpg is None:
@@ -213,7 +229,9 @@ class PostGis(Peer):
             "geography", schema="public", encoder=str, decoder=str, format="text"
         )
         version = await self.db.fetchval("SHOW server_version")
-        self.version = f"{version.split()[0]} + {await self.db.fetchval('SELECT postgis_lib_version()')}"
+        self.version = (
+            f"{version.split()[0]} + {await self.db.fetchval('SELECT postgis_lib_version()')}"
+        )
         pid = await self.db.fetchval("SELECT pg_backend_pid()")
         self.server_clock = (~pid << 3) | 2
 

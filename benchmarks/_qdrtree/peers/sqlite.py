@@ -7,10 +7,10 @@ import sqlite3
 from pathlib import Path
 
 import numpy as np
+
 from _qdrtree.data import word_lists
 from _qdrtree.peers.base import Peer, Scored, boxes
 from _qdrtree.queries import EARTH_KM, Ask, unit_vectors
-
 from shoal.spatial.columns import PlaceColumns
 
 _CHORD2 = "(p.x - ?) * (p.x - ?) + (p.y - ?) * (p.y - ?) + (p.z - ?) * (p.z - ?)"
@@ -67,8 +67,12 @@ class SqliteFts5(Peer):
         return [key for (key,) in rows]
 
     def scored_all(self, ask: Ask) -> Scored:
-        arms = " UNION ALL ".join(["SELECT rowid AS id, ? AS w FROM fts WHERE fts MATCH ?"] * len(ask.words))
-        chosen = [x for w, s in zip(ask.words, ask.shares, strict=True) for x in (s, f'"{safe(w)}"')]
+        arms = " UNION ALL ".join(
+            ["SELECT rowid AS id, ? AS w FROM fts WHERE fts MATCH ?"] * len(ask.words)
+        )
+        chosen = [
+            x for w, s in zip(ask.words, ask.shares, strict=True) for x in (s, f'"{safe(w)}"')
+        ]
         return self.db.execute(
             f"SELECT p.id, 0.5 * max(0.0, 1.0 - asin(min(1.0, sqrt({_CHORD2}) * 0.5)) * ?) "
             f"+ 0.5 * t.w AS score FROM (SELECT id, sum(w) AS w FROM ({arms}) GROUP BY id) t "
@@ -87,14 +91,16 @@ class SqliteRtree(SqliteFts5):
     """FTS5 where a word is rare, else an R*Tree box that grows until the answer is certain."""
 
     name = "SQLite FTS5 + R*Tree"
-    direct_below = 3000
+    direct_below = 1000
     #: Below so many places with the rarest word, FTS5 comes first.
-    text_first = 3000
+    text_first = 16_000
 
     def build(self, places: PlaceColumns, folder: Path) -> None:
         super().build(places, folder)
         self.lon, self.lat = places.lon, places.lat
-        self.db.execute("CREATE VIRTUAL TABLE box USING rtree(id, west, east, south, north, +words)")
+        self.db.execute(
+            "CREATE VIRTUAL TABLE box USING rtree(id, west, east, south, north, +words)"
+        )
         x, y = places.lon.tolist(), places.lat.tolist()
         self.db.execute("BEGIN")
         self.db.executemany(
@@ -119,7 +125,8 @@ class SqliteRtree(SqliteFts5):
                 for row in self.db.execute(
                     f"SELECT {_CHORD2}, p.id FROM box b JOIN place p ON p.id = b.id "
                     "WHERE b.east >= ? AND b.west <= ? AND b.north >= ? AND b.south <= ?"
-                    + " AND instr(b.words, ?)" * len(words),
+                    + " AND instr(b.words, ?)"
+                    * len(words),
                     (*_six(ask), box[0], box[2], box[1], box[3], *(f" {safe(w)} " for w in words)),
                 )
             ]

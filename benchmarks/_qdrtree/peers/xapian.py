@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from _qdrtree.data import word_lists
 from _qdrtree.peers.base import Missing, Peer, Scored, folder_bytes, linear_scores
 from _qdrtree.queries import EARTH_KM, Ask, haversine
-
 from shoal.spatial.columns import PlaceColumns
 
 #: Where Debian's python3-xapian lies.
