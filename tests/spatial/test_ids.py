@@ -13,9 +13,9 @@ from shoal.spatial.labels import Labels
 
 
 @given(
-    st.lists(st.text(max_size=5)),
-    st.lists(st.text(max_size=5)),
-    st.lists(st.text(max_size=5), max_size=4),
+    st.lists(st.text(min_size=1, max_size=5)),
+    st.lists(st.text(min_size=1, max_size=5)),
+    st.lists(st.text(min_size=1, max_size=5), max_size=4),
 )
 def test_texts_are_numbered_in_the_order_of_their_first_place(first, later, asked):
     ids, keys = Ids.of(first if first else ["x"])
@@ -54,6 +54,18 @@ def test_numbers_are_keys_or_numbered(first, later):
         assert ids.names(ids.find(order)) == order
 
 
+def test_a_journal_gives_texts_their_numbers_again():
+    ids, _ = Ids.of(["a"])
+    ids.put(["c", "b", "a"], [2, 4, 0])
+    ids.put(["c"], [2])
+    assert ids.find(["a", "b", "c", "z"]).tolist() == [0, 4, 2, -1]
+    again = Ids.from_arrays("text", ids.arrays())
+    for each in (ids, again):
+        assert each.find(["a", "b", "c", "z"]).tolist() == [0, 4, 2, -1]
+        assert each.names(np.array([0, 2, 4])) == ["a", "c", "b"]
+        assert each.add(["new"]).tolist() == [5]
+
+
 def test_no_ids_are_row_numbers():
     ids, keys = Ids.of(None, 3)
     assert keys.tolist() == [0, 1, 2]
@@ -61,7 +73,7 @@ def test_no_ids_are_row_numbers():
 
 
 def test_wrong_ids_are_refused():
-    for wrong in (["a", 1], [1.5], [None], [True, 2], [2**63], np.array([2**63], dtype=np.uint64)):
+    for wrong in (["a", 1], ["a", ""], [1.5], [None], [True, 2], [2**63], np.array([2**63], dtype=np.uint64)):
         with pytest.raises(InputError):
             Ids.of(wrong)
     ids, _ = Ids.of(["a"])
@@ -81,7 +93,7 @@ def test_labels_there_and_back():
     labels.put(np.array([3, 9]), ["drei", "neun"])
     labels.put(np.array([5]), [None])
     assert labels.get(np.array([3, 5, 7, 9])) == ["drei", None, "sieben", "neun"]
-    again = Labels.from_arrays(labels.arrays(np.array([3, 5, 7, 9])))
+    again = Labels.from_arrays(labels.arrays())
     assert again.get(np.array([3, 5, 7, 9])) == ["drei", None, "sieben", "neun"]
     assert not Labels()
     with pytest.raises(InputError, match="labels for"):

@@ -81,7 +81,7 @@ class Ids:
 
     def __len__(self) -> int:
         """Return how many ids are numbered (0 for ids that are their own keys)."""
-        return len(self._key_of_rank) + len(self._later_ids)
+        return len(self._rank_of_key) + len(self._later_ids)
 
     def add(self, ids: Any) -> npt.NDArray[np.int64]:
         """Return the keys of ids, numbering those that are new.
@@ -105,6 +105,17 @@ class Ids:
             keys[i] = key
         return keys
 
+    def put(self, ids: Sequence[str], keys: Sequence[int]) -> None:
+        """Give texts their keys again, as a journal says they had."""
+        for text, key in zip(ids, keys, strict=True):
+            if self._lookup(_column([text]))[0] == key:
+                continue
+            first = len(self._rank_of_key)
+            while len(self._later_ids) <= key - first:
+                self._later_ids.append("")  # a number that never came to be used
+            self._later_ids[key - first] = text
+            self._later[text] = key
+
     def find(self, ids: Any) -> npt.NDArray[np.int64]:
         """Return the keys of ids, -1 for those never seen."""
         column = self._checked(ids)
@@ -126,8 +137,9 @@ class Ids:
     def names(self, keys: npt.NDArray[np.int64]) -> list[Any]:
         """Return the external ids of keys."""
         if self.kind == "int":
-            return keys.tolist()
-        first = len(self._key_of_rank)
+            plain: list[Any] = keys.tolist()
+            return plain
+        first = len(self._rank_of_key)
         return [
             self._later_ids[key - first] if key >= first else self._early(key)
             for key in keys.tolist()
@@ -138,12 +150,18 @@ class Ids:
         if self.kind == "int":
             return {}
         everything = self.names(np.arange(len(self), dtype=np.int64))
-        merged = Ids(self.kind)
-        merged._first(_column(everything) if everything else np.empty(0, dtype=object))
-        arrays = {"key_of_rank": merged._key_of_rank}
         if self.kind == "text":
-            return arrays | {f"terms.{k}": v for k, v in merged._terms.arrays().items()}
-        return arrays | {"numbers": merged._numbers}
+            # A number that never came to be used has no text.
+            number = {text: key for key, text in enumerate(everything) if text}
+            ordered = sorted(number)
+            key_of_rank = np.array([number[text] for text in ordered], dtype=np.int64)
+            terms = Terms.build(ordered).arrays()
+            return {"key_of_rank": key_of_rank, "count": np.array([len(self)])} | {
+                f"terms.{name}": array for name, array in terms.items()
+            }
+        numbers = np.array(everything, dtype=np.int64)
+        order = np.argsort(numbers, kind="stable")
+        return {"key_of_rank": order, "count": np.array([len(self)]), "numbers": numbers[order]}
 
     @classmethod
     def from_arrays(cls, kind: IdKind, arrays: dict[str, npt.NDArray[Any]]) -> Ids:
@@ -157,7 +175,7 @@ class Ids:
             )
         else:
             made._numbers = arrays["numbers"]
-        made._set_order(arrays["key_of_rank"])
+        made._set_order(arrays["key_of_rank"], int(arrays["count"][0]))
         return made
 
     def _first(self, column: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
@@ -178,9 +196,11 @@ class Ids:
         keys: npt.NDArray[np.int64] = key_of_rank[inverse.ravel()]
         return keys
 
-    def _set_order(self, key_of_rank: npt.NDArray[np.int64]) -> None:
+    def _set_order(self, key_of_rank: npt.NDArray[np.int64], count: int | None = None) -> None:
         self._key_of_rank = key_of_rank
-        self._rank_of_key = np.empty_like(key_of_rank)
+        self._rank_of_key = np.full(
+            len(key_of_rank) if count is None else count, _UNKNOWN, dtype=np.int64
+        )
         self._rank_of_key[key_of_rank] = np.arange(len(key_of_rank))
 
     def _lookup(self, column: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
@@ -203,6 +223,8 @@ class Ids:
 
     def _early(self, key: int) -> Any:
         rank = int(self._rank_of_key[key])
+        if rank == _UNKNOWN:
+            return ""
         return self._terms.word(rank) if self.kind == "text" else int(self._numbers[rank])
 
     def _checked(self, ids: Any) -> npt.NDArray[Any]:
@@ -237,9 +259,12 @@ def _column(ids: Any) -> npt.NDArray[Any]:
             raise InputError("an id does not fit into 64 bits", field="ids") from None
     column = np.empty(len(values), dtype=object)
     for row, value in enumerate(values):
-        if not isinstance(value, str):
+        if not isinstance(value, str) or not value:
             raise InputError(
-                "ids are all whole numbers or all texts", field="ids", value=value, row=row + 1
+                "ids are all whole numbers or all texts that are not empty",
+                field="ids",
+                value=value,
+                row=row + 1,
             )
         column[row] = value
     return column

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from shoal.spatial.explaining import explain_place
 from shoal.spatial.ids import Ids
 from shoal.spatial.ingest import make_columns, make_specs
 from shoal.spatial.labels import Labels
-from shoal.spatial.layouts import layout_builder, load_layout
+from shoal.spatial.layouts import LayoutBuilder, load_layout
 from shoal.spatial.packed import PackedLayout
 from shoal.spatial.query import MATCH_ALL, MATCH_ANY, Answers
 from shoal.spatial.request import Planned, Query, make_plan
@@ -25,6 +26,7 @@ from shoal.spatial.results import Explanation, TopK
 from shoal.spatial.scoring import PARTS, Decay, Weights
 from shoal.spatial.searcher import Batch, Searcher
 from shoal.spatial.segments import SegmentStore, Snapshot
+from shoal.spatial.state import IndexState
 
 __all__ = ["SpatialKeywordIndex"]
 
@@ -48,18 +50,10 @@ class SpatialKeywordIndex:
     forms are not public: both are answered as defined here.
     """
 
-    def __init__(
-        self,
-        store: SegmentStore,
-        config: SpatialKeywordIndexConfig,
-        *,
-        ids: Ids,
-        labels: Labels | None = None,
-    ) -> None:
+    def __init__(self, store: SegmentStore, state: IndexState) -> None:
         self._store = store
-        self.config = config
-        self.ids = ids
-        self.labels = labels or Labels()
+        self._state = state
+        self._writing = threading.RLock()
 
     @classmethod
     def build(
@@ -127,7 +121,7 @@ class SpatialKeywordIndex:
         )
         store = SegmentStore(
             specs,
-            layout_builder(config, specs),
+            LayoutBuilder(config, specs),
             load_layout,
             memtable_rows=config.memtable_rows,
             fan_in=config.fan_in,
@@ -136,7 +130,7 @@ class SpatialKeywordIndex:
             store.upsert(columns)
             store.flush()
         made = None if labels is None else Labels.of(keys, labels)
-        return cls(store, config, ids=mapped, labels=made)
+        return cls(store, IndexState(config, mapped, made))
 
     # --- asking -----------------------------------------------------------------------------
 
@@ -462,16 +456,20 @@ class SpatialKeywordIndex:
         )
         if len(ids) != len(probe):
             raise InputError(f"{len(ids)} ids for {len(probe)} places", field="ids")
-        keys = self.ids.add(ids)
-        _refuse_duplicates(keys, ids)
-        if labels is not None:
-            self.labels.put(keys, labels)
-        self._store.upsert(dataclasses.replace(probe, keys=keys))
+        if labels is not None and len(labels) != len(probe):
+            raise InputError(f"{len(labels)} labels for {len(probe)} places", field="labels")
+        with self._writing:
+            _refuse_duplicates(Ids.of(ids)[1], ids)
+            keys = self.ids.add(ids)
+            note = self._state.note(keys, labels)
+            if note:
+                self._state.apply("upsert", note)
+            self._store.upsert(dataclasses.replace(probe, keys=keys), note=note)
 
     def delete(self, ids: Any) -> int:
         """Delete places; return how many there were (an unknown id is no error)."""
         keys = self.ids.find(ids)
-        return self._store.delete(keys[keys >= 0] if self.ids.kind != "int" else keys)
+        return self._store.delete(keys if self.ids.kind == "int" else keys[keys >= 0])
 
     def flush(self) -> None:
         """Turn the recent places into a segment."""
@@ -494,15 +492,122 @@ class SpatialKeywordIndex:
     # --- keeping ------------------------------------------------------------------------------
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the index to a folder, whole or not at all."""
-        raise NotImplementedError
+        """Write the index to a folder, whole or not at all; an index there is replaced.
+
+        Raises
+        ------
+        InputError
+            The folder holds something else.
+        ConflictError
+            Another process writes there.
+        """
+        config, arrays = self._state.state()
+        self._store.save(folder, config, arrays)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], *, mmap: bool = True) -> SpatialKeywordIndex:
-        """Read an index from a folder; with ``mmap`` its arrays are mapped, not copied."""
-        raise NotImplementedError
+    def load(
+        cls, folder: str | os.PathLike[str], *, mmap: bool = True, verify: bool = False
+    ) -> SpatialKeywordIndex:
+        """Read an index from a folder; later changes stay in memory.
+
+        Parameters
+        ----------
+        folder : path-like
+            What :meth:`save` wrote.
+        mmap : bool
+            Map the arrays instead of reading them: opening takes no time, and
+            processes on one machine share the memory.
+        verify : bool
+            Check every byte against its checksum; sizes and headers always are.
+
+        Raises
+        ------
+        NotFoundError, InputError
+            There is no such folder, or it is no index.
+        IntegrityError
+            A file is cut short or altered; it is named.
+        """
+        state, builder = IndexState(), LayoutBuilder()
+        store = SegmentStore.load(
+            folder, builder, load_layout, mmap=mmap, verify=verify, companion=state
+        )
+        return cls._made(store, state, builder)
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        read_only: bool = False,
+        durability: Literal["fsync", "os"] = "fsync",
+        mmap: bool = True,
+        verify: bool = False,
+    ) -> SpatialKeywordIndex:
+        """Open an index in its folder: every acknowledged change survives the process.
+
+        Parameters
+        ----------
+        folder : path-like
+            What :meth:`save` wrote.
+        read_only : bool
+            Read beside the one process that writes; :meth:`refresh` goes to its
+            newest state.
+        durability : {"fsync", "os"}
+            A change is acknowledged when the disk has it, or when the operating
+            system has it (it then survives the process, but not a power cut).
+        mmap, verify : bool
+            As :meth:`load`.
+
+        Raises
+        ------
+        ConflictError
+            Another process writes there.
+        NotFoundError, InputError, IntegrityError
+            As :meth:`load`.
+        """
+        state, builder = IndexState(), LayoutBuilder()
+        store = SegmentStore.open(
+            folder,
+            builder,
+            load_layout,
+            companion=state,
+            durability=durability,
+            read_only=read_only,
+            mmap=mmap,
+            verify=verify,
+        )
+        return cls._made(store, state, builder)
+
+    @classmethod
+    def _made(
+        cls, store: SegmentStore, state: IndexState, builder: LayoutBuilder
+    ) -> SpatialKeywordIndex:
+        builder.config, builder.specs = state.config, tuple(store.specs)
+        store.memtable_rows, store.fan_in = state.config.memtable_rows, state.config.fan_in
+        return cls(store, state)
+
+    def refresh(self) -> bool:
+        """Go to the newest state that the folder's writer has written; say if there was any."""
+        if self._store.durable is None:
+            raise InputError("only an index that was opened on a folder is refreshed")
+        return self._store.durable.refresh()
 
     # --- telling ------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> SpatialKeywordIndexConfig:
+        """Return the options of the index."""
+        return self._state.config
+
+    @property
+    def ids(self) -> Ids:
+        """Return the external ids."""
+        return self._state.ids
+
+    @property
+    def labels(self) -> Labels:
+        """Return the labels."""
+        return self._state.labels
 
     def __len__(self) -> int:
         return self.snapshot().n_live

@@ -68,8 +68,10 @@ class Labels:
             found.append(text or None)
         return found
 
-    def arrays(self, keys: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
-        """Return the labels of ``keys`` as flat arrays."""
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return all labels as flat arrays."""
+        later = np.array(list(self._later), dtype=np.int64)
+        keys = np.union1d(self._keys, later)
         packed = Labels.of(keys, self.get(keys))
         return {"keys": packed._keys, "starts": packed._starts, "blob": packed._blob}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,23 +13,34 @@ from shoal.spatial.columns import AttributeSpec, Layout, PlaceColumns
 from shoal.spatial.config import SpatialKeywordIndexConfig
 from shoal.spatial.packed import PackedLayout
 
-__all__ = ["layout_builder", "layout_name", "load_layout"]
+__all__ = ["LayoutBuilder", "load_layout"]
 
 
-def layout_builder(
-    config: SpatialKeywordIndexConfig, specs: Sequence[AttributeSpec]
-) -> Callable[[PlaceColumns], Layout]:
-    """Return the function that arranges places as the configuration says."""
-    if config.layout == "quad_cluster":
-        from shoal.spatial.qdrtree import QuadClusterLayout  # noqa: PLC0415 - only where used
+class LayoutBuilder:
+    """Arranges places as a configuration says.
 
-        return lambda columns: QuadClusterLayout.build(columns, specs, seed=config.seed)
-    return lambda columns: PackedLayout.build(columns, specs)
+    Parameters
+    ----------
+    config : SpatialKeywordIndexConfig, optional
+    specs : sequence of AttributeSpec
+        Both are set later where they are read from a folder.
+    """
 
+    def __init__(
+        self,
+        config: SpatialKeywordIndexConfig | None = None,
+        specs: Sequence[AttributeSpec] = (),
+    ) -> None:
+        self.config = config or SpatialKeywordIndexConfig()
+        self.specs = tuple(specs)
 
-def layout_name(layout: Layout) -> str:
-    """Return the name under which :func:`load_layout` knows a layout."""
-    return "packed" if isinstance(layout, PackedLayout) else "quad_cluster"
+    def __call__(self, columns: PlaceColumns) -> Layout:
+        """Return the places, arranged."""
+        if self.config.layout == "quad_cluster":
+            from shoal.spatial.qdrtree import QuadClusterLayout  # noqa: PLC0415 - only where used
+
+            return QuadClusterLayout.build(columns, self.specs, seed=self.config.seed)
+        return PackedLayout.build(columns, self.specs)
 
 
 def load_layout(
@@ -43,9 +54,11 @@ def load_layout(
         The name is unknown to this version.
     """
     if name == "packed":
-        return PackedLayout.from_arrays(dict(arrays), dict(meta))
+        packed: Layout = PackedLayout.from_arrays(dict(arrays), dict(meta))
+        return packed
     if name == "quad_cluster":
         from shoal.spatial.qdrtree import QuadClusterLayout  # noqa: PLC0415 - only where used
 
-        return QuadClusterLayout.from_arrays(dict(arrays), dict(meta))
+        clustered: Layout = QuadClusterLayout.from_arrays(dict(arrays), dict(meta))
+        return clustered
     raise IntegrityError(f"unknown layout {name!r}")
