@@ -12,9 +12,31 @@ from shoal.spatial import _qdr_kernels as kernels
 from shoal.spatial.columns import AttributeSpec, PlaceColumns
 from shoal.spatial.qctree import QCTree
 
-__all__ = ["in_order", "lookup_arrays", "place_arrays", "tree_arrays", "widened"]
+__all__ = [
+    "LOOKUP",
+    "PLACES",
+    "QC",
+    "TREES",
+    "in_order",
+    "lookup_arrays",
+    "place_arrays",
+    "tree_arrays",
+    "widened",
+]
 
 _E7 = 1e7
+
+#: Names of a layout's arrays: places, the QC-Tree, where a word is found, the DR-Trees.
+PLACES = (
+    *("keys", "lon32", "lat32", "lon64", "lat64", "values32", "values64"),
+    *("word_ptr", "word_ids"),
+)
+QC = ("qc_words", "qc_word_range", "qc_children", "qc_level", "qc_leaf")
+LOOKUP = ("clustered", "clustered_leaf", "clustered_bit", "clustered_df", "tail_ptr", "tail_rows")
+TREES = (
+    *("member_ptr", "members", "level_ptr", "level_first", "boxes", "node_low", "node_high"),
+    *("sky_ptr", "sky", "bit_width", "bit_first", "bits"),
+)
 
 
 def in_order(columns: PlaceColumns, order: npt.NDArray[np.int64]) -> PlaceColumns:

@@ -28,31 +28,25 @@ from shoal.spatial import _qdr_kernels as kernels
 from shoal.spatial.columns import AttributeSpec, PlaceColumns, SearchStats
 from shoal.spatial.curve import hilbert_order
 from shoal.spatial.qctree import QCTree
-from shoal.spatial.qdr_arrays import in_order, lookup_arrays, place_arrays, tree_arrays
-from shoal.spatial.query import (
-    MATCH_ALL,
-    MATCH_ANY,
-    MATCH_EVERYTHING,
-    TEXT_BM25,
-    Answers,
-    QueryPlan,
+from shoal.spatial.qdr_arrays import (
+    LOOKUP,
+    PLACES,
+    QC,
+    TREES,
+    in_order,
+    lookup_arrays,
+    place_arrays,
+    tree_arrays,
 )
+from shoal.spatial.qdr_report import group_bytes, structure
+from shoal.spatial.qdr_sources import sources
+from shoal.spatial.query import TEXT_BM25, Answers, QueryPlan
 from shoal.spatial.terms import Terms
 
 __all__ = ["QuadClusterLayout"]
 
 _Arrays = dict[str, npt.NDArray[Any]]
 
-_PLACES = (
-    *("keys", "lon32", "lat32", "lon64", "lat64", "values32", "values64"),
-    *("word_ptr", "word_ids"),
-)
-_QC = ("qc_words", "qc_word_range", "qc_children", "qc_level", "qc_leaf")
-_LOOKUP = ("clustered", "clustered_leaf", "clustered_bit", "clustered_df", "tail_ptr", "tail_rows")
-_TREES = (
-    *("member_ptr", "members", "level_ptr", "level_first", "boxes", "node_low", "node_high"),
-    *("sky_ptr", "sky", "bit_width", "bit_first", "bits"),
-)
 _TERMS = "terms_"
 
 
@@ -75,7 +69,7 @@ class QuadClusterLayout:
         self.specs = tuple(AttributeSpec(**spec) for spec in meta["specs"])
         self.use_bitmaps = self.use_corners = self.use_skylines = True
         # Read-only views: memory-mapped files and fresh arrays are one type to the kernels.
-        names = (*_PLACES, *_QC, *_LOOKUP, *_TREES)
+        names = (*PLACES, *QC, *LOOKUP, *TREES)
         self._arrays: _Arrays = {name: _fixed(arrays[name]) for name in names}
         self.terms = Terms.from_arrays(
             {
@@ -87,7 +81,7 @@ class QuadClusterLayout:
         held = self._arrays
         self._places = _places(held, self.specs, meta)
         self._trees = kernels.Trees(
-            fan_out=int(meta["fan_out"]), **{name: held[name] for name in _TREES}
+            fan_out=int(meta["fan_out"]), **{name: held[name] for name in TREES}
         )
 
     @classmethod
@@ -371,16 +365,7 @@ class QuadClusterLayout:
         ``whole_tree`` is the tree over all places, which the published method
         does not have; ``trees`` are those of the QC-Tree's leaves.
         """
-        held = self._arrays
-        whole = self._whole_tree_bytes()
-        found = {
-            "places": sum(held[name].nbytes for name in _PLACES),
-            "terms": sum(array.nbytes for array in self.terms.arrays().values()),
-            "lookup": sum(held[name].nbytes for name in (*_QC, *_LOOKUP)),
-            "trees": sum(held[name].nbytes for name in _TREES) - whole,
-            "whole_tree": whole,
-        }
-        return {**found, "total": sum(found.values())}
+        return group_bytes(self._arrays, self.terms)
 
     def report(self) -> dict[str, Any]:
         """Return the measured structure; JSON only.
@@ -388,39 +373,7 @@ class QuadClusterLayout:
         ``replication`` is the mean number of DR-Trees that hold a place which is
         in any; ``largest_share`` the largest DR-Tree's part of all places.
         """
-        held = self._arrays
-        sizes = np.diff(held["member_ptr"])[:-1] if len(self) else np.empty(0, dtype=np.int64)
-        placed = len(np.unique(held["members"]))
-        words = np.diff(held["word_ptr"])
-        vocabulary = len(self.terms)
-        return {
-            "places": len(self),
-            "places_without_words": int((words == 0).sum()),
-            "places_in_trees": placed,
-            "words": vocabulary,
-            "words_clustered": len(held["clustered"]),
-            "words_in_tail": vocabulary - len(held["clustered"]),
-            "tail_postings": len(held["tail_rows"]),
-            "depth": int(held["qc_level"].max(initial=0)),
-            "leaves": len(sizes),
-            "words_per_leaf": _spread(np.bincount(held["clustered_leaf"], minlength=len(sizes))),
-            "replication": float(sizes.sum() / placed) if placed else 0.0,
-            "objects_per_leaf": _spread(sizes),
-            "largest_share": float(sizes.max() / len(self)) if len(sizes) else 0.0,
-            "nodes": len(held["boxes"]),
-            "skyline_points": len(held["sky"]),
-            "bytes": self.nbytes(),
-        }
-
-    def _whole_tree_bytes(self) -> int:
-        held = self._arrays
-        if len(self) == 0:
-            return 0
-        first = int(held["level_first"][held["level_ptr"][-2]])
-        nodes = len(held["boxes"]) - first
-        points = len(held["sky"]) - int(held["sky_ptr"][first])
-        per_node = sum(held[name][:1].nbytes for name in ("boxes", "node_low", "node_high"))
-        return nodes * (per_node + 8) + points * held["sky"][:1].nbytes
+        return structure(self._arrays, self.terms)
 
     def _check_lengths(self) -> None:
         held, n = self._arrays, len(self)
@@ -472,7 +425,7 @@ class QuadClusterLayout:
         bit = np.zeros(len(ids), dtype=np.int64)
         leaf[clustered] = held["clustered_leaf"][place[clustered]]
         bit[clustered] = held["clustered_bit"][place[clustered]]
-        source, lists, roots = self._sources(plan, ids, leaf)
+        source, lists, roots = sources(self._arrays, plan, ids, leaf)
         filters, region = plan.filters, plan.region
         x, y, z, cos_lat = kernels.query_point(float(plan.lon), float(plan.lat))
         without = self._ids(plan.without)
@@ -520,40 +473,6 @@ class QuadClusterLayout:
         )
         return query, lists, roots
 
-    def _sources(
-        self, plan: QueryPlan, ids: npt.NDArray[np.int64], leaf: npt.NDArray[np.int64]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return (source of each word, ranges of tail lists [s, 2], trees)."""
-        held = self._arrays
-        none = np.empty((0, 2), dtype=np.int64)
-        source = np.zeros(len(ids), dtype=np.int64)
-        whole = np.array([len(held["bit_width"]) - 1], dtype=np.int64)
-        if plan.match == MATCH_EVERYTHING or (plan.match == MATCH_ALL and len(ids) == 0):
-            return source, none, whole
-        known = np.flatnonzero(ids >= 0)
-        ptr = held["tail_ptr"]
-        lists = {int(w): (int(ptr[ids[w]]), int(ptr[ids[w] + 1])) for w in known if leaf[w] < 0}
-        if plan.match == MATCH_ALL:
-            if len(known) < len(ids):
-                return source, none, whole[:0]
-            # Every answer has every word, so the source with the fewest places will do.
-            sizes = np.diff(held["member_ptr"])
-            size = {w: stop - start for w, (start, stop) in lists.items()}
-            size |= {int(w): int(sizes[leaf[w]]) for w in known if leaf[w] >= 0}
-            best = min(size, key=lambda w: size[w])
-            if best in lists:
-                return source, np.array([lists[best]], dtype=np.int64), whole[:0]
-            return source, none, leaf[best : best + 1].copy()
-        assert plan.match == MATCH_ANY
-        source[:] = np.iinfo(np.int32).max
-        for number, w in enumerate(lists):
-            source[w] = number
-        trees = dict.fromkeys(int(leaf[w]) for w in known if leaf[w] >= 0)
-        for number, tree in enumerate(trees, start=len(lists)):
-            source[leaf == tree] = number
-        ranges = np.array(list(lists.values()), dtype=np.int64).reshape(-1, 2)
-        return source, ranges, np.array(list(trees), dtype=np.int64)
-
 
 def _places(
     arrays: Mapping[str, npt.NDArray[Any]],
@@ -561,7 +480,7 @@ def _places(
     meta: Mapping[str, Any],
 ) -> kernels.Places:
     return kernels.Places(
-        **{name: _fixed(arrays[name]) for name in _PLACES},
+        **{name: _fixed(arrays[name]) for name in PLACES},
         exact=bool(meta["exact"]),
         wide=bool(meta["wide"]),
         low=_fixed([spec.low for spec in specs], np.float64),
@@ -575,13 +494,3 @@ def _fixed(values: Any, dtype: Any = None) -> npt.NDArray[Any]:
     view = np.ascontiguousarray(values, dtype=dtype).view()
     view.flags.writeable = False
     return view
-
-
-def _spread(counts: npt.NDArray[np.int64]) -> dict[str, float]:
-    if len(counts) == 0:
-        return {"least": 0.0, "median": 0.0, "most": 0.0}
-    return {
-        "least": float(counts.min()),
-        "median": float(np.median(counts)),
-        "most": float(counts.max()),
-    }
