@@ -481,7 +481,7 @@ class SocialEmbedding:
                 report=SocialReport(**facts["report"]),
                 config=SocialConfig.model_validate(facts["config"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise IntegrityError(f"{folder}: the manifest is not one of ours: {error}") from error
 
     # --- inside -----------------------------------------------------------------------------

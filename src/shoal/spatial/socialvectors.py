@@ -1,8 +1,13 @@
 """Three ways from a friendship graph to a vector per user.
 
 ``svd`` factorises the log random-walk matrix, is deterministic and the best
-choice while that matrix fits; ``node2vec`` and ``line`` are stochastic and cost
-memory proportional to the users and friendships only.
+choice while that matrix fits; ``node2vec`` and ``line`` are stochastic, cost
+memory proportional to the users and friendships only, and are meant for
+hundreds of users and more: among a handful, negatives are mostly friends.
+
+Departures from the published forms, both for the sake of relations that are
+cosines: ``svd`` keeps the largest positive eigenvalues, and the stochastic two
+lose the direction that all users have in common.
 """
 
 from __future__ import annotations
@@ -61,8 +66,8 @@ class SocialConfig(Settings):
         line: edges drawn for each order, per friendship.
     negatives : int
         node2vec, line: negatives of a positive pair, drawn as degree^0.75.
-    learning_rate : float
-        node2vec, line: first rate; it falls linearly.
+    learning_rate : float or None
+        node2vec, line: first rate, which falls linearly; by default 0.05 and 0.1.
     """
 
     method: Literal["auto", "svd", "node2vec", "line"] = "auto"
@@ -79,7 +84,7 @@ class SocialConfig(Settings):
     q: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     line_samples: int = Field(default=100, ge=1)
     negatives: int = Field(default=5, ge=1, le=64)
-    learning_rate: float = Field(default=0.025, gt=0, allow_inf_nan=False)
+    learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +158,12 @@ def train_vectors(
         raw = _node2vec(graph, config, progress=progress)
     else:
         raw = _line(graph, config, progress=progress)
-    raw[graph.degree == 0] = 0.0
+    connected = graph.degree > 0
+    raw[~connected] = 0.0
+    if method != "svd":
+        # Skip-gram gives all users one direction in common, which makes strangers look
+        # related. Without it their mean cosine is 0; hidden friendships are found better too.
+        raw[connected] -= raw[connected].mean(axis=0)
     vectors, facts["filled"] = _filled(graph, unit_rows(raw), config)
     return vectors, facts
 
@@ -248,7 +258,8 @@ def _node2vec(
     per_round = -(-len(connected) // _CHUNK_WALKS)
     rounds = config.walks * config.epochs
     total = len(connected) * rounds
-    fall = config.learning_rate / total
+    rate = config.learning_rate or 0.05
+    fall = rate / total
     key = np.uint64(derive_seed(seed, "social", "skip-gram"))
     orders = _Orders(connected, config.walks, seed)
 
@@ -271,7 +282,7 @@ def _node2vec(
             other,
             config.window,
             config.negatives,
-            config.learning_rate - fall * done,
+            rate - fall * done,
             fall,
             key,
         )
@@ -307,7 +318,8 @@ def _line(graph: FriendGraph, config: SocialConfig, *, progress: bool) -> npt.ND
     ends, others = (np.ascontiguousarray(side, dtype=np.int32) for side in pairs.T)
     accept, other = _noise(graph)
     samples = config.line_samples * len(pairs)
-    fall = config.learning_rate / samples
+    rate = config.learning_rate or 0.1
+    fall = rate / samples
     chunks = -(-samples // _CHUNK_EDGES)
     halves = []
     for order, dim in ((1, config.dim // 2), (2, config.dim - config.dim // 2)):
@@ -334,13 +346,12 @@ def _line(graph: FriendGraph, config: SocialConfig, *, progress: bool) -> npt.ND
                 accept,
                 other,
                 config.negatives,
-                config.learning_rate - fall * done,
+                rate - fall * done,
                 fall,
                 key,
             )
 
         _in_chunks(f"LINE, order {order}", chunks, config.threads, work, progress=progress)
-        source[graph.degree == 0] = 0.0
         halves.append(unit_rows(source))
     return np.hstack(halves)
 
