@@ -42,7 +42,9 @@ def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:
                 "prefer": {spec.name: "min" for spec in places.specs},
             }
             us = ours.in_kernel(index, options, asks)
-            wrong = check(places, index, options, asks[: 20 if quick else 60], alpha, max_km)
+            wrong = check(
+                places, index, options, asks[: 20 if quick else 60], alpha=alpha, max_km=max_km
+            )
             exact &= wrong == 0
             row: dict[str, Any] = {"wrong": wrong}
             if us is not None:
@@ -93,6 +95,7 @@ def check(
     index: Any,
     options: dict[str, Any],
     asks: list[Ask],
+    *,
     alpha: float,
     max_km: float,
 ) -> int:

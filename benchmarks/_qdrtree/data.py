@@ -15,14 +15,13 @@ every file may also be there compressed, with ``.xz`` behind its name::
 
 from __future__ import annotations
 
-import io
+import itertools
 import json
 import lzma
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -67,8 +66,12 @@ def find_file(folder: Path, name: str) -> Path | None:
 
 def read_lines(path: Path) -> Iterator[str]:
     """Yield the lines of a text file, compressed or not."""
-    raw: Any = lzma.open(path) if path.suffix == ".xz" else path.open("rb")
-    with raw, io.TextIOWrapper(raw, "utf-8") as text:
+    compressed = path.suffix == ".xz"
+    with (
+        lzma.open(path, "rt", encoding="utf-8")
+        if compressed
+        else path.open(encoding="utf-8") as text
+    ):
         for line in text:
             yield line.rstrip("\n")
 
@@ -76,7 +79,7 @@ def read_lines(path: Path) -> Iterator[str]:
 def word_lists(columns: PlaceColumns) -> Iterator[list[str]]:
     """Yield each place's words."""
     words, ids, ptr = columns.words, columns.word_ids.tolist(), columns.word_ptr.tolist()
-    for a, b in zip(ptr, ptr[1:], strict=False):
+    for a, b in itertools.pairwise(ptr):
         yield [words[i] for i in ids[a:b]]
 
 

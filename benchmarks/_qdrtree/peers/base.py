@@ -30,7 +30,7 @@ __all__ = ["Missing", "Peer", "boxes", "folder_bytes", "linear_scores", "word_se
 Scored = list[tuple[int, float]]
 
 
-class Missing(Exception):
+class Missing(Exception):  # noqa: N818 - it says what is missing
     """The engine is not installed; the text says what would have to be."""
 
 
@@ -88,7 +88,7 @@ class Peer(ABC):
     def nbytes(self) -> int:
         """Return the size of the index, bytes."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most engines have nothing to release
         """Release everything."""
 
 
