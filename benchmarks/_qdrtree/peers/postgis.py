@@ -10,7 +10,6 @@ left out, in the peer's favour.
 from __future__ import annotations
 
 import asyncio
-import glob
 import os
 import pwd
 import shutil
@@ -85,10 +84,10 @@ def find_programs() -> Path:
     found = shutil.which("initdb")
     if found:
         return Path(found).parent
-    folders = sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"))
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not folders:
         raise Missing("PostgreSQL with PostGIS")
-    return Path(folders[-1]).parent
+    return folders[-1].parent
 
 
 class Server:
@@ -229,9 +228,8 @@ class PostGis(Peer):
             "geography", schema="public", encoder=str, decoder=str, format="text"
         )
         version = await self.db.fetchval("SHOW server_version")
-        self.version = (
-            f"{version.split()[0]} + {await self.db.fetchval('SELECT postgis_lib_version()')}"
-        )
+        postgis = await self.db.fetchval("SELECT postgis_lib_version()")
+        self.version = f"{version.split()[0]} + {postgis}"
         pid = await self.db.fetchval("SELECT pg_backend_pid()")
         self.server_clock = (~pid << 3) | 2
 

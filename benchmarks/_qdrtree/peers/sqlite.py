@@ -67,12 +67,10 @@ class SqliteFts5(Peer):
         return [key for (key,) in rows]
 
     def scored_all(self, ask: Ask) -> Scored:
-        arms = " UNION ALL ".join(
-            ["SELECT rowid AS id, ? AS w FROM fts WHERE fts MATCH ?"] * len(ask.words)
-        )
-        chosen = [
-            x for w, s in zip(ask.words, ask.shares, strict=True) for x in (s, f'"{safe(w)}"')
-        ]
+        arm = "SELECT rowid AS id, ? AS w FROM fts WHERE fts MATCH ?"
+        arms = " UNION ALL ".join([arm] * len(ask.words))
+        pairs = zip(ask.words, ask.shares, strict=True)
+        chosen = [x for word, share in pairs for x in (share, f'"{safe(word)}"')]
         return self.db.execute(
             f"SELECT p.id, 0.5 * max(0.0, 1.0 - asin(min(1.0, sqrt({_CHORD2}) * 0.5)) * ?) "
             f"+ 0.5 * t.w AS score FROM (SELECT id, sum(w) AS w FROM ({arms}) GROUP BY id) t "
