@@ -148,6 +148,12 @@ class Layout(Protocol):
         """Return (parts [m, 5] in the order of PARTS, distance km [m], qualifies [m]) of rows."""
         ...
 
+    def positions(
+        self, rows: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return (lon, lat) of rows, degrees, float64 each."""
+        ...
+
     def columns(self) -> PlaceColumns:
         """Return the places as columns, in row order (for merging and export)."""
         ...

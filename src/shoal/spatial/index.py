@@ -622,6 +622,10 @@ class SpatialKeywordIndex:
         """Return the attributes, in their order in every array."""
         return tuple(self._store.specs)
 
+    def positions(self, ids: Any) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return (lon, lat) of places by id, degrees; NaN where there is no such place."""
+        return self.snapshot().positions(self.ids.find(ids))
+
     def columns(self) -> PlaceColumns:
         """Return all places as columns."""
         return self.snapshot().columns()

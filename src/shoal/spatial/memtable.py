@@ -229,6 +229,12 @@ class MemtableView:
         kernels.parts(rows, self._place(), self._query(plan), out, km, qualifies)
         return out, km, qualifies
 
+    def positions(
+        self, rows: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return (lon, lat) of rows, degrees, float64 each."""
+        return self.table._lon[rows], self.table._lat[rows]
+
     def columns(self) -> PlaceColumns:
         """Return the rows as columns, with the words they use in the order of their bytes."""
         table, rows = self.table, self.live_rows()

@@ -336,6 +336,15 @@ class QuadClusterLayout:
         kernels.row_parts(self._places, query, rows, parts, kms, good)
         return parts, kms, good
 
+    def positions(
+        self, rows: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return (lon, lat) of rows, degrees, float64 each."""
+        held = self._arrays
+        if self._places.exact:
+            return held["lon64"][rows], held["lat64"][rows]
+        return held["lon32"][rows] / 1e7, held["lat32"][rows] / 1e7
+
     def columns(self) -> PlaceColumns:
         """Return the places as columns, in row order."""
         held = self._arrays

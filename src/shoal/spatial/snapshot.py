@@ -150,6 +150,20 @@ class Snapshot:
             parts[:, 3], parts[:, 4] = visits.parts(plan, keys)
         return parts, km, qualifies
 
+    def positions(
+        self, keys: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return (lon, lat) of keys, degrees, NaN where a key is not alive."""
+        keys = np.ascontiguousarray(keys, dtype=np.int64)
+        lon, lat = np.full(len(keys), np.nan), np.full(len(keys), np.nan)
+        for view in (*self.memory, *self.segments):
+            rows = view.find(keys)
+            at = np.flatnonzero(rows >= 0)
+            if len(at):
+                layout = view if isinstance(view, MemtableView) else view.segment.layout
+                lon[at], lat[at] = layout.positions(rows[at])
+        return lon, lat
+
     def contains(self, keys: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Say of each key whether it is alive in this snapshot."""
         keys = np.ascontiguousarray(keys, dtype=np.int64)
