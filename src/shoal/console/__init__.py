@@ -1,5 +1,5 @@
-"""The web page of a cloud: fleet, releases, results and the flow of events."""
+"""The web pages: a cloud's fleet, releases, results and events; a map of places."""
 
-from shoal.console.app import create_console
+from shoal.console.app import create_console, create_place_console
 
-__all__ = ["create_console"]
+__all__ = ["create_console", "create_place_console"]

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from litestar import Litestar, Request, get, post
 from litestar.config.csrf import CSRFConfig
@@ -33,12 +33,25 @@ from shoal.cloud.admin.auth import AdminAuth, Role, needs
 from shoal.cloud.service import Cloud
 from shoal.console.filters import FILTERS
 from shoal.console.pages import Pages
+from shoal.console.places import place_handlers
 from shoal.core.errors import ConflictError, InputError, NotFoundError, ShoalError
 
-__all__ = ["changes", "create_console"]
+if TYPE_CHECKING:
+    from shoal.tasks.place_search import PlaceSearch
+
+__all__ = ["changes", "create_console", "create_place_console"]
 
 _log = logging.getLogger(__name__)
 _FOLDER = Path(__file__).parent
+#: Sections of the console: key, address, name.
+SECTIONS = (
+    ("overview", "/", "Overview"),
+    ("releases", "/releases", "Releases"),
+    ("fleet", "/fleet", "Fleet"),
+    ("tasks", "/tasks", "Tasks"),
+    ("events", "/events", "Events"),
+)
+PLACE_SECTIONS = (("places", "/places", "Places"),)
 _ACTIONS = ("start", "advance", "pause", "resume", "rollback", "abort")
 #: Those that widen a release: not on the ground of a page that is out of date.
 _WIDENING = ("start", "advance", "resume")
@@ -113,7 +126,7 @@ def _broken(request: Request[Any, Any, Any], error: Exception) -> Template:
     )
 
 
-def create_console(cloud: Cloud) -> Litestar:
+def create_console(cloud: Cloud, *, places: PlaceSearch | None = None) -> Litestar:
     """Make the console of a cloud.
 
     Who may see it, and who may act, is as with the admin interface: without an
@@ -124,6 +137,8 @@ def create_console(cloud: Cloud) -> Litestar:
     ----------
     cloud : Cloud
         The cloud to show and to act on.
+    places : PlaceSearch, optional
+        With it the console has a map page that searches these places.
 
     Returns
     -------
@@ -226,6 +241,7 @@ def create_console(cloud: Cloud) -> Litestar:
             part,
             act,
             stream,
+            *(place_handlers(places) if places else []),
             create_static_files_router(path="/console/static", directories=[_FOLDER / "static"]),
         ],
         guards=[needs(Role.VIEWER)],
@@ -240,17 +256,50 @@ def create_console(cloud: Cloud) -> Litestar:
         before_send=[_secure],
         logging_config=None,
         openapi_config=None,
-        template_config=TemplateConfig(
-            directory=_FOLDER / "templates",
-            engine=JinjaTemplateEngine,
-            engine_callback=_add_filters,
-        ),
+        template_config=templates(SECTIONS + (PLACE_SECTIONS if places else ())),
     )
 
 
-def _add_filters(engine: JinjaTemplateEngine) -> None:
-    engine.engine.filters.update(FILTERS)
-    engine.engine.autoescape = True
+def create_place_console(places: PlaceSearch) -> Litestar:
+    """Make the map page alone, with its JSON interface under ``/places/api``.
+
+    Anyone who can reach it may search; it shows nothing else.
+
+    Parameters
+    ----------
+    places : PlaceSearch
+        The places.
+    """
+
+    @get("/", status_code=307, include_in_schema=False)
+    async def start() -> Redirect:
+        return Redirect("/places")
+
+    return Litestar(
+        route_handlers=[
+            start,
+            *place_handlers(places),
+            create_static_files_router(path="/console/static", directories=[_FOLDER / "static"]),
+        ],
+        exception_handlers={ShoalError: _problem, HTTPException: _missing, Exception: _broken},
+        before_send=[_secure],
+        logging_config=None,
+        openapi_config=None,
+        template_config=templates(PLACE_SECTIONS),
+    )
+
+
+def templates(sections: tuple[tuple[str, str, str], ...]) -> TemplateConfig[JinjaTemplateEngine]:
+    """Return the configuration of pages with these sections: (key, address, name) each."""
+
+    def prepare(engine: JinjaTemplateEngine) -> None:
+        engine.engine.filters.update(FILTERS)
+        engine.engine.globals["sections"] = sections
+        engine.engine.autoescape = True
+
+    return TemplateConfig(
+        directory=_FOLDER / "templates", engine=JinjaTemplateEngine, engine_callback=prepare
+    )
 
 
 def _number(text: str) -> int:
