@@ -38,6 +38,7 @@ from shoal.spatial.labels import Labels
 from shoal.spatial.placerows import PlaceRows, RowCollector
 from shoal.spatial.shards import LocalTransport, ShardHost, apply_columns, index_of_columns
 from shoal.spatial.shardstore import ShardStore
+from shoal.spatial.state import IndexState
 
 if TYPE_CHECKING:
     from shoal.spatial.sharding import ShardedIndex
@@ -378,12 +379,12 @@ class PlaceSource:
             specs=index.attribute_specs,
             analyzer=index.config.analyzer,
         )
+        if len(ids) != len(columns):
+            raise InputError(f"{len(ids)} ids for {len(columns)} places", field="ids")
         columns = replace(columns, keys=index.ids.add(ids))
         texts = list(ids) if index.ids.kind == "text" else None
         seq = self.put(columns, ids=texts, labels=labels)
-        if labels is not None:
-            index.labels.put(columns.keys, labels)
-        apply_columns(index, columns)
+        apply_columns(index, columns, labels=labels)
         return seq
 
     def delete(self, index: SpatialKeywordIndex, ids: Any) -> int:
@@ -416,13 +417,10 @@ class PlaceSource:
                 inside = curve >= low if high is None else (curve >= low) & (curve < high)
                 gone = np.concatenate([gone, rows.columns.keys[~inside]])
                 rows = rows.keep(inside)
-            columns = rows.columns
             if index.ids.kind == "text":
-                keys = index.ids.add(self._names(np.concatenate([columns.keys, gone])))
-                columns, gone = replace(columns, keys=keys[: len(columns)]), keys[len(columns) :]
-            if any(rows.labels):
-                index.labels.put(columns.keys, rows.labels)
-            apply_columns(index, columns, gone)
+                index.ids.put([str(name) for name in rows.ids], rows.columns.keys.tolist())
+            labels = rows.labels if index.labels or any(rows.labels) else None
+            apply_columns(index, rows.columns, gone, labels)
             seq = changes.seq
             if not changes.more:
                 return seq
@@ -484,16 +482,6 @@ class PlaceSource:
         for row in rows:
             names[row["key"]] = row["id"]
         return Ids.of(names)[0] if names else Ids("text")
-
-    def _names(self, keys: npt.NDArray[np.int64]) -> list[str]:
-        rows = self._run(
-            self._fetch(
-                "SELECT p.id FROM unnest($1::bigint[]) WITH ORDINALITY AS k(key, n) "
-                "JOIN {s}.place p USING (key) ORDER BY k.n",
-                keys.tolist(),
-            )
-        )
-        return [row["id"] for row in rows]
 
     async def _create(self, specs: Sequence[AttributeSpec], analyzer: str, id_kind: str) -> None:
         async with self._connection() as connection, connection.transaction():
@@ -663,7 +651,7 @@ def sharded_from_source(
         [host.outline() for host in hosts],
     )
     ids = Ids("int") if meta["id_kind"] == "int" else source._numbered()
-    index = cls(store, config, ids=ids)
+    index = cls(store, IndexState(config, ids))
     for keys, texts in labels:
         if any(texts):
             index.labels.put(keys, texts)

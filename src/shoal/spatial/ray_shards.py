@@ -309,7 +309,7 @@ def start_on_ray(
             kept.shards, kept.outlines, timeout_s=timeout_s, options=actor_options
         )
         store = ShardStore(transport, kept.cuts, kept.specs, kept.outlines)
-        return cls(store, kept.config, ids=kept.ids, labels=kept.labels)
+        return cls(store, kept.state)
     columns = source.columns()
     cuts = getattr(source, "cuts", None)
     if cuts is None or shards is not None:
@@ -322,7 +322,7 @@ def start_on_ray(
         options=actor_options,
     )
     store = ShardStore(transport, cuts, source.attribute_specs, transport.outlines())
-    return cls(store, source.config, ids=source.ids, labels=source.labels)
+    return cls(store, source._state)
 
 
 def _import_ray() -> Any:

@@ -21,12 +21,10 @@ from safetensors import numpy as tensors
 from shoal.core.errors import InputError, IntegrityError, NotFoundError, UnavailableError
 from shoal.core.files import FolderLock, sha256_file, write_bytes, write_text
 from shoal.spatial.columns import AttributeSpec
-from shoal.spatial.config import SpatialKeywordIndexConfig
-from shoal.spatial.ids import Ids
-from shoal.spatial.labels import Labels
 from shoal.spatial.outline import Outline
 from shoal.spatial.shards import Call
 from shoal.spatial.shardstore import ShardStore
+from shoal.spatial.state import IndexState
 
 __all__ = ["KeptShards", "read_folder", "write_folder"]
 
@@ -38,22 +36,14 @@ _MANIFEST, _NAMES = "manifest.json", "names.safetensors"
 class KeptShards:
     """What a folder holds; the shards themselves are not read yet."""
 
-    config: SpatialKeywordIndexConfig
+    state: IndexState
     specs: tuple[AttributeSpec, ...]
     cuts: npt.NDArray[np.uint64]
     shards: list[Path]
     outlines: list[Outline]
-    ids: Ids
-    labels: Labels | None
 
 
-def write_folder(
-    folder: Path,
-    store: ShardStore,
-    config: SpatialKeywordIndexConfig,
-    ids: Ids,
-    labels: Labels,
-) -> None:
+def write_folder(folder: Path, store: ShardStore, state: IndexState) -> None:
     """Write a sharded index; the caller keeps writers away.
 
     Raises
@@ -74,7 +64,7 @@ def write_folder(
         home = folder / f"g{max(used, default=0) + 1:06d}"
         home.mkdir()
         try:
-            manifest = _write(home, store, config, ids, labels)
+            manifest = _write(home, store, state)
         except BaseException:
             shutil.rmtree(home, ignore_errors=True)
             raise
@@ -88,19 +78,14 @@ def _generation(item: Path) -> int:
     return int(name[1:]) if name[0] == "g" and name[1:].isdigit() and item.is_dir() else 0
 
 
-def _write(
-    home: Path, store: ShardStore, config: SpatialKeywordIndexConfig, ids: Ids, labels: Labels
-) -> dict[str, Any]:
+def _write(home: Path, store: ShardStore, state: IndexState) -> dict[str, Any]:
     now = store.snapshot()
     shards = [home / f"shard-{i:04d}" for i in range(len(now.outlines))]
     calls = [Call(i, "save", (str(path),)) for i, path in enumerate(shards)]
     for result in now.transport.call(calls):
         if isinstance(result, UnavailableError):
             raise result
-    arrays = {f"ids.{name}": values for name, values in ids.arrays().items()}
-    if labels:
-        kept = labels.arrays(now.columns().keys)
-        arrays |= {f"labels.{name}": values for name, values in kept.items()}
+    config, arrays = state.state()
     raw = tensors.save({name: np.ascontiguousarray(values) for name, values in arrays.items()})
     write_bytes(home / _NAMES, raw)
     now.transport.saved(shards, now.outlines, now.epoch)
@@ -108,11 +93,9 @@ def _write(
         "format": _FORMAT,
         "version": _VERSION,
         "folder": home.name,
-        "config": config.model_dump(mode="json"),
+        "state": config,
         "attributes": [spec.model_dump(mode="json") for spec in store.specs],
         "cuts": [int(cut) for cut in store.cuts],
-        "ids": ids.kind,
-        "labels": bool(labels),
         "names_sha256": sha256_file(home / _NAMES).hex(),
         "shards": [outline.to_json() for outline in now.outlines],
     }
@@ -146,21 +129,16 @@ def read_folder(folder: Path) -> KeptShards:
         names = home / _NAMES
         if sha256_file(names).hex() != manifest["names_sha256"]:
             raise IntegrityError(f"{names}: altered or cut short")
-        arrays = tensors.load_file(names)
+        state = IndexState()
+        state.restore(manifest["state"], tensors.load_file(names))
         return KeptShards(
-            config=SpatialKeywordIndexConfig.model_validate(manifest["config"]),
+            state=state,
             specs=tuple(AttributeSpec.model_validate(s) for s in manifest["attributes"]),
             cuts=np.array(manifest["cuts"], dtype=np.uint64),
             shards=[home / f"shard-{i:04d}" for i in range(len(outlines))],
             outlines=outlines,
-            ids=Ids.from_arrays(manifest["ids"], _under(arrays, "ids.")),
-            labels=Labels.from_arrays(_under(arrays, "labels.")) if manifest["labels"] else None,
         )
     except FileNotFoundError as error:
         raise IntegrityError(f"{error.filename} is missing") from error
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise IntegrityError(f"{path}: not what was written: {error}") from error
-
-
-def _under(arrays: dict[str, npt.NDArray[Any]], prefix: str) -> dict[str, npt.NDArray[Any]]:
-    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}

@@ -18,10 +18,8 @@ import numpy.typing as npt
 from shoal.core.errors import ConflictError, InputError
 from shoal.spatial.columns import AttributeSpec, PlaceColumns, SearchStats
 from shoal.spatial.config import SpatialKeywordIndexConfig
-from shoal.spatial.ids import Ids
 from shoal.spatial.index import SpatialKeywordIndex
 from shoal.spatial.ingest import check_positions
-from shoal.spatial.labels import Labels
 from shoal.spatial.query import QueryPlan
 from shoal.spatial.request import Planned, Query
 from shoal.spatial.results import TopK
@@ -30,6 +28,7 @@ from shoal.spatial.searcher import Batch
 from shoal.spatial.shardfolder import read_folder, write_folder
 from shoal.spatial.shards import LocalTransport, ShardHost, Transport
 from shoal.spatial.shardstore import ShardedSnapshot, ShardStore, hilbert_cuts, part_columns
+from shoal.spatial.state import IndexState
 from shoal.spatial.words import analyze_query
 
 if TYPE_CHECKING:
@@ -67,15 +66,8 @@ class ShardedIndex(SpatialKeywordIndex):
     and the words it has.
     """
 
-    def __init__(
-        self,
-        store: ShardStore,
-        config: SpatialKeywordIndexConfig,
-        *,
-        ids: Ids,
-        labels: Labels | None = None,
-    ) -> None:
-        super().__init__(store, config, ids=ids, labels=labels)  # type: ignore[arg-type]
+    def __init__(self, store: ShardStore, state: IndexState) -> None:
+        super().__init__(store, state)  # type: ignore[arg-type]
         self._shards = store
 
     # --- making -------------------------------------------------------------------------------
@@ -105,9 +97,7 @@ class ShardedIndex(SpatialKeywordIndex):
             index.columns(),
             index.attribute_specs,
             shards,
-            config=index.config,
-            ids=index.ids,
-            labels=index.labels,
+            state=index._state,
         )
 
     @classmethod
@@ -117,16 +107,16 @@ class ShardedIndex(SpatialKeywordIndex):
         specs: Sequence[AttributeSpec],
         shards: int,
         *,
-        config: SpatialKeywordIndexConfig | None = None,
-        ids: Ids | None = None,
-        labels: Labels | None = None,
+        state: IndexState | None = None,
     ) -> ShardedIndex:
         """Build shards in this process from columns; by default ids are keys."""
-        config = config or SpatialKeywordIndexConfig()
+        state = state or IndexState()
         cuts = hilbert_cuts(columns.lon, columns.lat, shards)
-        hosts = [ShardHost.of_columns(part, specs, config) for part in part_columns(columns, cuts)]
+        hosts = [
+            ShardHost.of_columns(part, specs, state.config) for part in part_columns(columns, cuts)
+        ]
         store = ShardStore(LocalTransport(hosts), cuts, specs, [host.outline() for host in hosts])
-        return cls(store, config, ids=ids or Ids("int"), labels=labels)
+        return cls(store, state)
 
     @classmethod
     def on_ray(
@@ -320,11 +310,13 @@ class ShardedIndex(SpatialKeywordIndex):
         that all of them reach by this path.
         """
         with self._shards.lock:
-            write_folder(Path(folder), self._shards, self.config, self.ids, self.labels)
+            write_folder(Path(folder), self._shards, self._state)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str], *, mmap: bool = True) -> ShardedIndex:
-        """Read a saved index with its shards in this process.
+    def load(
+        cls, folder: str | os.PathLike[str], *, mmap: bool = True, verify: bool = False
+    ) -> ShardedIndex:
+        """Read a saved index with its shards in this process, as one index is read.
 
         Raises
         ------
@@ -335,8 +327,8 @@ class ShardedIndex(SpatialKeywordIndex):
         """
         kept = read_folder(Path(folder))
         hosts = [
-            ShardHost.of_folder(path, outline, mmap=mmap)
+            ShardHost.of_folder(path, outline, mmap=mmap, verify=verify)
             for path, outline in zip(kept.shards, kept.outlines, strict=True)
         ]
         store = ShardStore(LocalTransport(hosts), kept.cuts, kept.specs, kept.outlines)
-        return cls(store, kept.config, ids=kept.ids, labels=kept.labels)
+        return cls(store, kept.state)

@@ -16,16 +16,17 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from shoal.core.errors import ConflictError, UnavailableError
+from shoal.core.errors import ConflictError, IntegrityError, UnavailableError
 from shoal.spatial.columns import AttributeSpec, PlaceColumns, SearchStats
 from shoal.spatial.config import SpatialKeywordIndexConfig
 from shoal.spatial.ids import Ids
 from shoal.spatial.index import SpatialKeywordIndex
 from shoal.spatial.labels import Labels
-from shoal.spatial.layouts import layout_builder, load_layout
+from shoal.spatial.layouts import LayoutBuilder, load_layout
 from shoal.spatial.outline import Outline
 from shoal.spatial.query import Answers, QueryPlan
 from shoal.spatial.segments import SegmentStore
+from shoal.spatial.state import IndexState
 
 __all__ = [
     "Ask",
@@ -115,7 +116,7 @@ def index_of_columns(
     config = config or SpatialKeywordIndexConfig()
     store = SegmentStore(
         tuple(specs),
-        layout_builder(config, specs),
+        LayoutBuilder(config, specs),
         load_layout,
         memtable_rows=config.memtable_rows,
         fan_in=config.fan_in,
@@ -123,20 +124,36 @@ def index_of_columns(
     if len(columns):
         store.upsert(columns)
         store.flush()
-    return SpatialKeywordIndex(store, config, ids=ids or Ids("int"), labels=labels)
+    return SpatialKeywordIndex(store, IndexState(config, ids or Ids("int"), labels))
 
 
 def apply_columns(
     index: SpatialKeywordIndex,
     columns: PlaceColumns | None,
     deleted: npt.NDArray[np.int64] | None = None,
+    labels: Sequence[str | None] | None = None,
 ) -> None:
-    """Change an index by columns and keys, past the checks that these have been through."""
-    store = index._store
+    """Change an index by columns and keys that have been through all checks.
+
+    Parameters
+    ----------
+    index : SpatialKeywordIndex
+        The index; text ids of new places are in its map already.
+    columns : PlaceColumns or None
+        Places to add or replace.
+    deleted : int64 [m], optional
+        Keys to delete first, where they are there.
+    labels : sequence of str, optional
+        Labels of the places.
+    """
+    store, state = index._store, index._state
     if deleted is not None and len(deleted):
         store.delete(deleted)
     if columns is not None and len(columns):
-        store.upsert(columns)
+        note = state.note(columns.keys, labels)
+        if note:
+            state.apply("upsert", note)
+        store.upsert(columns, note=note)
 
 
 class _View(NamedTuple):
@@ -168,7 +185,9 @@ class ShardHost:
         self.index = index
         self._changing = False
         snapshot = index.snapshot()
-        self._views: tuple[_View, ...] = (_View(epoch, snapshot, outline or Outline.of(snapshot.columns())),)
+        self._views: tuple[_View, ...] = (
+            _View(epoch, snapshot, outline or Outline.of(snapshot.columns())),
+        )
 
     @classmethod
     def of_columns(
@@ -183,10 +202,27 @@ class ShardHost:
 
     @classmethod
     def of_folder(
-        cls, folder: str | os.PathLike[str], outline: Outline, *, mmap: bool = True, epoch: int = 0
+        cls,
+        folder: str | os.PathLike[str],
+        outline: Outline,
+        *,
+        mmap: bool = True,
+        verify: bool = False,
+        epoch: int = 0,
     ) -> ShardHost:
-        """Read a saved shard."""
-        return cls(SpatialKeywordIndex.load(folder, mmap=mmap), outline, epoch)
+        """Read a saved shard.
+
+        Raises
+        ------
+        IntegrityError
+            A file is cut short or altered, or is not the one of the outline.
+        """
+        index = SpatialKeywordIndex.load(folder, mmap=mmap, verify=verify)
+        if index.n_live != outline.n_live:
+            raise IntegrityError(
+                f"{folder}: {index.n_live} places, but its manifest says {outline.n_live}"
+            )
+        return cls(index, outline, epoch)
 
     def outline(self) -> Outline:
         """Return what the shard publishes."""

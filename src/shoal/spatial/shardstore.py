@@ -320,8 +320,12 @@ class ShardStore:
         """Return the shard of each position."""
         return np.searchsorted(self.cuts, hilbert_key(lon, lat), side="right")
 
-    def upsert(self, columns: PlaceColumns) -> None:
-        """Add or replace places; one that moved to another shard leaves its old one."""
+    def upsert(self, columns: PlaceColumns, *, note: bytes = b"") -> None:
+        """Add or replace places; one that moved to another shard leaves its old one.
+
+        ``note`` is for a journal, which there is none of here: its like is the
+        source that shards are rebuilt from.
+        """
         with self.lock:
             owner = self.owner(columns.lon, columns.lat)
             changes = []
