@@ -98,6 +98,15 @@ def test_named_columns_and_several_of_keywords(tmp_path: Path) -> None:
     assert read_places(path, lon="east", lat="north").ids.tolist() == [0, 1]
 
 
+def test_keywords_of_several_words_are_split_on_request(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.csv", csv_of(["1,2,48,Fast Food|Bar", "2,2,48,", "3,2,48,bar"]))
+    table = read_places(path, separator="|")
+    assert table.keyword_lists() == [["Fast Food", "Bar"], [], ["bar"]]
+    assert table.split_keywords().keyword_lists() == [["fast", "food", "bar"], [], ["bar"]]
+    whole = read_places(write(path, csv_of(["3,2,48,bar"])))
+    assert whole.split_keywords() is whole
+
+
 def test_ids_keep_their_leading_zeros(tmp_path: Path) -> None:
     path = write(tmp_path / "p.csv", csv_of(["007,2,48,a", "12,2,48,a"]))
     assert read_places(path).ids == ["007", "12"]

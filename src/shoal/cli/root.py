@@ -129,6 +129,7 @@ def _available(commands: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, 
             "server": ("shoal.cli.server:server", "Run the cloud."),
             "agent": ("shoal.cli.agent:agent", "Run a device."),
             "fleet": ("shoal.cli.fleet:fleet", "Look at the fleet, or simulate one."),
+            "spatial": ("shoal.cli.spatial:spatial", "Search places: build, query, bench."),
             "up": ("shoal.cli.up:up", "Cloud, console and a small fleet on this machine."),
             "demo": ("shoal.cli.demo:demo", "Play the main job: release, results, rollback."),
         }

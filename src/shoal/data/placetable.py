@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -12,6 +12,7 @@ import polars as pl
 import pyarrow as pa
 
 from shoal.core.errors import InputError
+from shoal.data.words import tokenize
 
 __all__ = ["BadRows", "PlaceTable", "Problem", "build_table", "keyword_array"]
 
@@ -79,6 +80,25 @@ class PlaceTable:
         """Return the keywords of all places as Python lists."""
         found: list[list[str]] = self.keywords.to_pylist()
         return found
+
+    def split_keywords(self) -> PlaceTable:
+        """Return the places with every keyword split into its words.
+
+        ``"Event Planning & Services"`` becomes ``event``, ``planning``,
+        ``services``: what a query that is a text looks for. Keywords that are
+        one word already stay as they are.
+        """
+        counts = self.keywords.value_lengths().to_numpy(zero_copy_only=False)
+        encoded = self.keywords.flatten().dictionary_encode()
+        split = [tokenize(word) for word in encoded.dictionary.to_pylist()]
+        if all(len(words) == 1 for words in split):
+            return self
+        entries = iter(encoded.indices.to_pylist())
+        lists = [
+            list(dict.fromkeys(word for _ in range(count) for word in split[next(entries)]))
+            for count in counts.tolist()
+        ]
+        return replace(self, keywords=keyword_array(lists, len(self)))
 
     def take(self, rows: npt.ArrayLike) -> PlaceTable:
         """Return the places of some rows (numbers or a mask), in that order."""

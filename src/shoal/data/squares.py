@@ -31,11 +31,11 @@ class Squares:
         self._keys = empty
         self._rows = empty  # places by square
         self._share: npt.NDArray[np.float64] = np.empty(0)  # running popularity in that order
-        self._start: npt.NDArray[Any] = np.empty(0)  # running popularity before each square
+        self._start: npt.NDArray[np.float64] = np.empty(0)  # running popularity before each square
         self._weight: npt.NDArray[np.float64] = np.empty(0)  # popularity of each square
         self._popularity: npt.NDArray[np.float64] = np.empty(0)
         self._lon: npt.NDArray[np.float64] = np.empty(0)  # middles of the squares
-        self._lat: npt.NDArray[np.float64] = np.empty(0)
+        self._lat: npt.NDArray[Any] = np.empty(0)
         self._scale = 1.0
         self._home = empty  # square of each user
         self._line = empty  # line of the reach of each user

@@ -1,0 +1,396 @@
+"""``shoal spatial``: build an index of places from a file, ask it, and measure it."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from shoal.cli.output import Output, json_option
+from shoal.core.errors import InputError, ShoalError
+
+if TYPE_CHECKING:
+    from shoal.data.places import PlaceTable
+    from shoal.spatial import AttributeSpec, SpatialKeywordIndex, TopK
+
+__all__ = ["spatial"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_ATTRIBUTE = re.compile(
+    r"^(?P<name>[^=:]+)(?:=(?P<column>[^:]+))?"
+    r"(?::(?P<low>[-+.\deE]+)\.\.(?P<high>[-+.\deE]+))?(?::(?P<missing>worst|neutral|exclude))?$"
+)
+
+
+@click.group()
+def spatial() -> None:
+    """Search places by where they are, what they are and what they are like."""
+
+
+@spatial.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--format", "form", help="csv, tsv, parquet, jsonl, geojson, geonames or osm.")
+@click.option("--lon", help="Column of the longitude.")
+@click.option("--lat", help="Column of the latitude.")
+@click.option("--id", "id_column", help="Column of the id; rows are numbered without one.")
+@click.option("--name", help="Column that labels the answers.")
+@click.option("--keywords", multiple=True, help="Column (or OSM tag) with words; repeatable.")
+@click.option("--separator", help="Splits a text of keywords, instead of into words.")
+@click.option(
+    "--attribute",
+    "attributes",
+    multiple=True,
+    metavar="NAME[=COLUMN][:LOW..HIGH][:MISSING]",
+    help="Number to prefer or filter by; its range, and worst, neutral or exclude for rows "
+    "without it. Repeatable.",
+)
+@click.option(
+    "--missing",
+    type=click.Choice(["worst", "neutral", "exclude"]),
+    default="worst",
+    show_default=True,
+    help="For attributes that do not say.",
+)
+@click.option("--encoding", default="utf-8", show_default=True, help="Of a text file.")
+@click.option(
+    "--layout",
+    type=click.Choice(["packed", "quad_cluster", "netr"]),
+    default="packed",
+    show_default=True,
+    help="All give the same answers; packed is the fast one.",
+)
+@click.option(
+    "--analyzer",
+    type=click.Choice(["words", "exact"]),
+    default="words",
+    show_default=True,
+    help="Split texts into words, or take keywords as they are.",
+)
+@click.option("--drop-bad-rows", is_flag=True, help="Leave out and count rows that fail.")
+@click.option("--force", is_flag=True, help="Replace an index that is there.")
+@json_option
+def build(
+    out: Output,
+    source: Path,
+    folder: Path,
+    *,
+    form: str | None,
+    attributes: tuple[str, ...],
+    missing: Any,
+    layout: Any,
+    analyzer: Any,
+    drop_bad_rows: bool,
+    force: bool,
+    **columns: Any,
+) -> None:
+    """Build an index FOLDER of the places in SOURCE.
+
+    Columns with a usual name (lon, latitude, id, tags, ...) are found. The
+    folder appears whole or not at all.
+    """
+    _refuse_occupied(folder, force=force)
+    from shoal.core.progress import progress
+    from shoal.data.places import read_places
+    from shoal.spatial import SpatialKeywordIndex
+
+    wanted = [_attribute(text) for text in attributes]
+    started = time.perf_counter()
+    with progress("reading places", 3) as bar:
+        table = read_places(
+            source,
+            format=form,
+            lon=columns["lon"],
+            lat=columns["lat"],
+            id=columns["id_column"],
+            name=columns["name"],
+            keywords=list(columns["keywords"]) or None,
+            attributes={each["name"]: each["column"] or each["name"] for each in wanted} or None,
+            separator=columns["separator"],
+            encoding=columns["encoding"],
+            on_bad_row="drop" if drop_bad_rows else "error",
+        )
+        if analyzer == "words":
+            table = table.split_keywords()
+        bar.advance()
+        bar.say(f"building {len(table):,} places")
+        index = SpatialKeywordIndex.build(
+            table.lon,
+            table.lat,
+            keywords=table.keywords,
+            attributes=table.attributes,
+            ids=table.ids,
+            labels=table.names,
+            attribute_specs=_specs(wanted, table, missing),
+            missing=missing,
+            layout=layout,
+            analyzer=analyzer,
+        )
+        bar.advance()
+        bar.say("writing")
+        with index:
+            _save(index, folder)
+        bar.advance()
+    _say_built(out, table, folder, index, time.perf_counter() - started)
+
+
+def _refuse_occupied(folder: Path, *, force: bool) -> None:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not folder.is_dir() or not (folder / "manifest.json").is_file():
+        raise InputError(f"{folder} is there and is no index", hint="choose another folder")
+    if not force:
+        raise InputError(f"{folder} holds an index already", hint="--force replaces it")
+
+
+def _save(index: SpatialKeywordIndex, folder: Path) -> None:
+    """Write into a folder beside the target and rename; an index that is there replaces itself."""
+    import shutil
+    import tempfile
+
+    if folder.exists() and any(folder.iterdir()):
+        index.save(folder)
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+    try:
+        index.save(part)
+        part.chmod(0o755)
+        part.rename(folder)
+    finally:  # also after Ctrl-C
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _attribute(text: str) -> dict[str, str | None]:
+    match = _ATTRIBUTE.match(text)
+    if match is None:
+        raise InputError(
+            "an attribute is NAME[=COLUMN][:LOW..HIGH][:MISSING]",
+            field="attribute",
+            value=text,
+            hint="price=price_level:1..4:neutral",
+        )
+    return match.groupdict()
+
+
+def _specs(
+    wanted: list[dict[str, str | None]], table: PlaceTable, missing: Any
+) -> list[AttributeSpec]:
+    """Return specifications of the attributes, of the data's range where none is said."""
+    from shoal.spatial import AttributeSpec
+    from shoal.spatial.ingest import make_specs
+    from shoal.spatial.textform import parse_number
+
+    made: list[AttributeSpec] = []
+    for each in wanted:
+        name = str(each["name"])
+        policy: Any = each["missing"] or missing
+        if each["low"] is None or each["high"] is None:
+            made += make_specs({name: table.attributes[name]}, missing=policy)
+            continue
+        made.append(
+            AttributeSpec(
+                name=name,
+                low=parse_number(each["low"], name),
+                high=parse_number(each["high"], name),
+                missing=policy,
+            )
+        )
+    return made
+
+
+def _say_built(
+    out: Output, table: PlaceTable, folder: Path, index: SpatialKeywordIndex, seconds: float
+) -> None:
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    out.value(
+        {
+            "folder": str(folder),
+            "places": len(table),
+            "dropped": table.dropped,
+            "notes": list(table.notes),
+            "attributes": [spec.model_dump() for spec in index.attribute_specs],
+            "layout": index.config.layout,
+            "bytes": size,
+            "seconds": round(seconds, 3),
+        }
+    )
+    out.line(f"{len(table):,} places in {folder}, {size / 1e6:.1f} MB, {seconds:.1f} s")
+    for reason, count in table.dropped.items():
+        out.line(f"dropped {count:,}: {reason}")
+    if not out.as_json:
+        for note in table.notes:
+            click.echo(f"warning: {note}", err=True)
+
+
+def _query_options(command: _F) -> _F:
+    """Give a command the options that say what kind of answers are wanted."""
+    for option in reversed(
+        [
+            click.option("--match", type=click.Choice(["all", "any", "ranked"]), default="all"),
+            click.option("--k", default=10, show_default=True, help="Answers wanted."),
+            click.option("--max-km", type=float, help="Farther places are no answers."),
+            click.option("--within", help="WEST,SOUTH,EAST,NORTH, WKT, GeoJSON, or a file of it."),
+            click.option("--prefer", multiple=True, metavar="NAME:min|max[*SHARE]"),
+            click.option("--where", multiple=True, metavar="'NAME<=NUMBER'"),
+            click.option("--weights", multiple=True, metavar="PART=NUMBER,..."),
+            click.option("--decay", metavar="FORM:KM", help="linear, saturation, exp or gauss."),
+            click.option("--without", multiple=True, help="Words that no answer may have."),
+            click.option("--text", type=click.Choice(["coverage", "bm25"]), default="coverage"),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def _asked(options: dict[str, Any]) -> Any:
+    """Return the query of the options, reading an area from a file where one is named."""
+    from shoal.spatial.textform import parse_query
+
+    area = options.get("within")
+    if area and _is_file(area):
+        options["within"] = Path(area).read_text(encoding="utf-8")
+    for name in ("keywords", "without"):
+        if name in options:
+            options[name] = " ".join(options[name])
+    return parse_query(options)
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long for a name: the area itself
+        return False
+
+
+@spatial.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--at", "point", metavar="LON,LAT", help="Where; longitude first.")
+@click.option("--keywords", multiple=True, help="What; several words or several times.")
+@_query_options
+@click.option("--explain", is_flag=True, help="Show the parts of each score.")
+@click.option("--why", metavar="ID", help="Say why a place is, or is not, among the answers.")
+@json_option
+def query(out: Output, folder: Path, *, why: str | None, **options: Any) -> None:
+    """Ask the index in FOLDER.
+
+    For example: shoal spatial query places --at 24.94,60.17 --keywords pizza
+    --prefer price:min --where "rating>=3" --weights space=.5,attributes=.5
+    """
+    from shoal.spatial import SpatialKeywordIndex
+
+    asked = _asked(options)
+    with SpatialKeywordIndex.load(folder) as index:
+        if why is not None:
+            _explain(out, index, asked, why)
+            return
+        started = time.perf_counter()
+        top = index.ask(asked)
+        seconds = time.perf_counter() - started
+    out.value({**_answers(top), "seconds": round(seconds, 6)})
+    _show(out, top)
+
+
+def _explain(out: Output, index: SpatialKeywordIndex, asked: Any, why: str) -> None:
+    wanted: int | str = why
+    if index.ids.kind != "text" and why.lstrip("-").isdecimal():
+        wanted = int(why)
+    found = index.explain(asked, wanted)
+    out.value(found.as_dict())
+    place = f"number {found.rank}" if found.rank is not None else "not among the answers"
+    out.line(f"{found.id}: {place}, score {found.score:.4f}, {found.km:.3f} km")
+    for reason in found.reasons:
+        out.line(f"  {reason}")
+    out.table(
+        ["part", "value", "weight"],
+        [[part, value, found.weights.get(part, 0.0)] for part, value in found.parts.items()],
+    )
+
+
+def _answers(top: TopK) -> dict[str, Any]:
+    return {
+        "answers": [
+            {
+                "id": place.id,
+                "label": place.label,
+                "score": place.score,
+                "km": place.km,
+                **({} if place.parts is None else {"parts": place.parts}),
+            }
+            for place in top
+        ],
+        "unknown_keywords": list(top.unknown_keywords),
+        "stats": {
+            "nodes": top.stats.nodes,
+            "scored": top.stats.scored,
+            "looked_at": top.stats.looked_at,
+            **top.stats.more,
+        },
+    }
+
+
+def _show(out: Output, top: TopK) -> None:
+    if top.unknown_keywords:
+        out.line(f"no place has: {', '.join(top.unknown_keywords)}")
+    if not len(top):
+        out.line("no answers")
+        return
+    labelled = top.labels is not None
+    parts = list(top.components or {})
+    head = ["#", "id", *(["name"] if labelled else []), "km", "score", *parts]
+    rows = [
+        [
+            rank,
+            place.id,
+            *([place.label] if labelled else []),
+            f"{place.km:.3f}",
+            f"{place.score:.4f}",
+            *(f"{(place.parts or {})[part]:.4f}" for part in parts),
+        ]
+        for rank, place in enumerate(top, 1)
+    ]
+    out.table(head, rows)
+
+
+@spatial.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--queries", default=300, show_default=True, help="Random queries.")
+@click.option("--check", default=50, show_default=True, help="How many to check in full.")
+@click.option("--seed", default=0, show_default=True)
+@_query_options
+@json_option
+def bench(
+    out: Output, folder: Path, *, queries: int, check: int, seed: int, **options: Any
+) -> None:
+    """Time random queries on the index in FOLDER and check answers against a full scan.
+
+    Points and keywords are drawn from the places; the options say the rest.
+    The last line is one JSON value. CPU time of this thread, after a first pass
+    that compiles; a second pass runs in another order.
+    """
+    from shoal.cli.spatial_bench import measure
+    from shoal.spatial import SpatialKeywordIndex
+
+    if queries < 1 or check < 0:
+        raise InputError("needs at least one query", field="queries", value=queries)
+    asked = _asked(options)
+    with SpatialKeywordIndex.load(folder) as index:
+        report = measure(index, asked, queries=queries, check=check, seed=seed)
+    out.line(f"{report['places']:,} places, {queries} queries, k = {asked.k}, {asked.match}")
+    out.table(
+        ["microseconds", "p50", "p90", "p99", "mean"],
+        [
+            [name, *(f"{report[key][column]:.1f}" for column in ("p50", "p90", "p99", "mean"))]
+            for name, key in (("CPU", "cpu_us"), ("wall", "wall_us"))
+        ],
+    )
+    wrong = report["checked"]["wrong"]
+    out.line(f"checked {report['checked']['queries']} against a full scan: {wrong} wrong")
+    click.echo(json.dumps(report, ensure_ascii=False))
+    if wrong:
+        raise ShoalError(f"{wrong} answers differ from the full scan; this is a defect")
