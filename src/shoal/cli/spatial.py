@@ -77,6 +77,7 @@ def spatial() -> None:
 @json_option
 def build(
     out: Output,
+    /,
     source: Path,
     folder: Path,
     *,
@@ -110,7 +111,7 @@ def build(
             id=columns["id_column"],
             name=columns["name"],
             keywords=list(columns["keywords"]) or None,
-            attributes={each["name"]: each["column"] or each["name"] for each in wanted} or None,
+            attributes={str(e["name"]): str(e["column"] or e["name"]) for e in wanted} or None,
             separator=columns["separator"],
             encoding=columns["encoding"],
             on_bad_row="drop" if drop_bad_rows else "error",
@@ -276,7 +277,7 @@ def _is_file(text: str) -> bool:
 @click.option("--explain", is_flag=True, help="Show the parts of each score.")
 @click.option("--why", metavar="ID", help="Say why a place is, or is not, among the answers.")
 @json_option
-def query(out: Output, folder: Path, *, why: str | None, **options: Any) -> None:
+def query(out: Output, /, folder: Path, *, why: str | None, **options: Any) -> None:
     """Ask the index in FOLDER.
 
     For example: shoal spatial query places --at 24.94,60.17 --keywords pizza
@@ -365,7 +366,7 @@ def _show(out: Output, top: TopK) -> None:
 @_query_options
 @json_option
 def bench(
-    out: Output, folder: Path, *, queries: int, check: int, seed: int, **options: Any
+    out: Output, /, folder: Path, *, queries: int, check: int, seed: int, **options: Any
 ) -> None:
     """Time random queries on the index in FOLDER and check answers against a full scan.
 
