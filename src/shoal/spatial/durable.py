@@ -60,6 +60,8 @@ __all__ = ["Companion", "Durable", "load_store", "open_store", "save_store"]
 _JOURNAL_BYTES = 64 << 20
 _RETRIES = 20
 _LAYOUT = "layout."
+#: The layout whose meta names none.
+_UNNAMED = "packed"
 
 _Arrays = dict[str, npt.NDArray[Any]]
 
@@ -532,7 +534,7 @@ def _segment(store: SegmentStore, path: Path, arrays: _Arrays, meta: dict[str, A
             for name, array in arrays.items()
             if name.startswith(_LAYOUT)
         }
-        layout = store.load_layout(str(layout_meta["layout"]), inner, layout_meta)
+        layout = store.load_layout(str(layout_meta.get("layout", _UNNAMED)), inner, layout_meta)
         own = getattr(layout, "lengths", None)
         lengths = arrays["lengths"] if own is None else own
         order = arrays["order"]

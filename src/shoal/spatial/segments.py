@@ -52,7 +52,7 @@ class SegmentStore:
         Arranges columns as a layout.
     load_layout : callable
         ``load_layout(name, arrays, meta)`` gives back a layout that was kept;
-        the name is ``meta()["layout"]`` of the layout.
+        the name is ``meta()["layout"]`` of the layout, and ``"packed"`` without one.
     memtable_rows : int
         Rows of the memtable.
     fan_in : int
