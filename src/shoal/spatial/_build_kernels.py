@@ -17,18 +17,23 @@ __all__ = [
     "find_words",
     "first_unsorted",
     "hilbert_keys",
+    "load_f4",
+    "load_f8",
+    "load_i8",
+    "load_u1",
+    "load_u2",
+    "load_u4",
+    "load_u8",
     "node_bounds",
     "transpose",
     "transpose_back",
     "unit_vectors",
-    "view_f4",
+    "view_f4x2",
     "view_f8",
+    "view_f8x2",
     "view_i4",
-    "view_i8",
     "view_u1",
-    "view_u2",
     "view_u4",
-    "view_u8",
 ]
 
 #: Children of a node; rows of a leaf; postings of a block.
@@ -52,52 +57,65 @@ def _pointer(typingctx, address):
     return types.voidptr(types.int64), codegen
 
 
-@njit(inline="always")
+def _loader(kind, result):
+    """Return the intrinsic that reads entry ``i`` of the array of ``kind`` at an address."""
+
+    @intrinsic
+    def load(typingctx, address, i):
+        def codegen(context, builder, signature, arguments):
+            entry = context.get_data_type(kind)
+            first = builder.inttoptr(arguments[0], entry.as_pointer())
+            value = builder.load(builder.gep(first, [arguments[1]]))
+            return context.cast(builder, value, kind, result)
+
+        return result(types.int64, types.int64), codegen
+
+    return load
+
+
+load_u1 = _loader(types.uint8, types.int64)
+load_u2 = _loader(types.uint16, types.int64)
+load_u4 = _loader(types.uint32, types.int64)
+load_u8 = _loader(types.uint64, types.uint64)
+load_i8 = _loader(types.int64, types.int64)
+load_f4 = _loader(types.float32, types.float64)
+load_f8 = _loader(types.float64, types.float64)
+
+
+@njit
 def view_u1(address, n):
     """Return the uint8 array of ``n`` entries at an address."""
     return carray(_pointer(address), (n,), np.uint8)
 
 
-@njit(inline="always")
-def view_u2(address, n):
-    """Return the uint16 array of ``n`` entries at an address."""
-    return carray(_pointer(address), (n,), np.uint16)
-
-
-@njit(inline="always")
+@njit
 def view_u4(address, n):
     """Return the uint32 array of ``n`` entries at an address."""
     return carray(_pointer(address), (n,), np.uint32)
 
 
-@njit(inline="always")
-def view_u8(address, n):
-    """Return the uint64 array of ``n`` entries at an address."""
-    return carray(_pointer(address), (n,), np.uint64)
-
-
-@njit(inline="always")
+@njit
 def view_i4(address, n):
     """Return the int32 array of ``n`` entries at an address."""
     return carray(_pointer(address), (n,), np.int32)
 
 
-@njit(inline="always")
-def view_i8(address, n):
-    """Return the int64 array of ``n`` entries at an address."""
-    return carray(_pointer(address), (n,), np.int64)
-
-
-@njit(inline="always")
-def view_f4(address, n):
-    """Return the float32 array of ``n`` entries at an address."""
-    return carray(_pointer(address), (n,), np.float32)
-
-
-@njit(inline="always")
+@njit
 def view_f8(address, n):
     """Return the float64 array of ``n`` entries at an address."""
     return carray(_pointer(address), (n,), np.float64)
+
+
+@njit
+def view_f4x2(address, n, m):
+    """Return the float32 array [n, m] at an address."""
+    return carray(_pointer(address), (n, m), np.float32)
+
+
+@njit
+def view_f8x2(address, n, m):
+    """Return the float64 array [n, m] at an address."""
+    return carray(_pointer(address), (n, m), np.float64)
 
 
 # --- curve -----------------------------------------------------------------------------------
@@ -143,7 +161,7 @@ def first_unsorted(blob, offsets):
     return -1
 
 
-@njit(inline="always")
+@njit
 def _hash(blob, start, stop):
     # FNV-1a, with a finish that brings the upper bits to use.
     code = np.uint64(14695981039346656037)
@@ -154,7 +172,7 @@ def _hash(blob, start, stop):
     return code ^ (code >> np.uint64(29))
 
 
-@njit(inline="always")
+@njit
 def _slot(code, slots):
     return np.int64(((code >> np.uint64(32)) * np.uint64(slots)) >> np.uint64(32))
 
@@ -174,25 +192,27 @@ def fill_table(blob, offsets, table, bits):
         table[slot] = np.uint32(mark | np.uint64(word))
 
 
-@njit(inline="always")
-def find_word(text, start, stop, blob, offsets, table, bits):
-    """Return the id of the word ``text[start:stop]``, -1 if there is none."""
-    slots = len(table)
+@njit
+def find_word(text, start, stop, blob, offsets, table, slots, bits):
+    """Return the id of the word ``text[start:stop]``, -1 if there is none.
+
+    ``blob``, ``offsets`` and ``table`` are the addresses of the dictionary's arrays.
+    """
     code = _hash(text, start, stop)
     mark = ((code & np.uint64(_EMPTY)) << np.uint64(bits)) & np.uint64(_EMPTY)
     mask = (np.uint64(1) << np.uint64(bits)) - np.uint64(1)
     slot = _slot(code, slots)
     while True:
-        entry = np.uint64(table[slot])
+        entry = np.uint64(load_u4(table, slot))
         if entry == np.uint64(_EMPTY):
             return np.int64(-1)
         if (entry & ~mask) == mark:
             word = np.int64(entry & mask)
-            first, last = np.int64(offsets[word]), np.int64(offsets[word + 1])
-            if last - first == stop - start:
+            first = load_u4(offsets, word)
+            if load_u4(offsets, word + 1) - first == stop - start:
                 same = True
                 for i in range(stop - start):
-                    if blob[first + i] != text[start + i]:
+                    if load_u1(blob, first + i) != text[start + i]:
                         same = False
                         break
                 if same:
@@ -208,11 +228,11 @@ def find_words(text, ends, addresses, bits, out):
 
     ``addresses`` int64 [6]: address and length of blob, offsets and table.
     """
-    blob = view_u1(addresses[0], addresses[1])
-    offsets = view_u4(addresses[2], addresses[3])
-    table = view_u4(addresses[4], addresses[5])
+    blob, offsets, table, slots = addresses[0], addresses[2], addresses[4], addresses[5]
     for i in range(len(out)):
-        out[i] = find_word(text, ends[i], ends[i + 1], blob, offsets, table, bits)
+        out[i] = find_word(
+            text, np.int64(ends[i]), np.int64(ends[i + 1]), blob, offsets, table, slots, bits
+        )
 
 
 # --- postings --------------------------------------------------------------------------------
@@ -288,7 +308,7 @@ def cost_bounds(values, low, span, neutral, out_low, out_high):
         out_high[row] = above
 
 
-@njit(inline="always")
+@njit
 def _gather(rows, first, stop, implicit, xyz, low, high, node, boxes, node_low, node_high):
     """Set a node's bounds from rows ``first .. stop``, or from ``rows[first:stop]``."""
     for axis in range(3):
@@ -307,7 +327,7 @@ def _gather(rows, first, stop, implicit, xyz, low, high, node, boxes, node_low, 
             node_high[node, j] = max(node_high[node, j], high[row, j])
 
 
-@njit(inline="always")
+@njit
 def _merge(first, stop, node, boxes, node_low, node_high):
     """Set a node's bounds from those of the nodes ``first .. stop``."""
     for axis in range(3):

@@ -28,11 +28,9 @@ def hilbert_key(
         degree counts the same in both directions.
     """
     keys = np.empty(len(lon), dtype=np.uint64)
-    kernels.hilbert_keys(
-        np.ascontiguousarray(lon, dtype=np.float64),
-        np.ascontiguousarray(lat, dtype=np.float64),
-        keys,
-    )
+    # Writable ones: for mapped arrays the kernel would be compiled again.
+    x, y = (np.require(degrees, np.float64, ["C", "W"]) for degrees in (lon, lat))
+    kernels.hilbert_keys(x, y, keys)
     return keys
 
 
