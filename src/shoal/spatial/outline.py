@@ -53,7 +53,7 @@ class Outline:
             points = unit_vectors(columns.lon, columns.lat)
             box = np.concatenate([points.min(axis=1) - _WIDEN, points.max(axis=1) + _WIDEN])
             gone = np.isnan(columns.values)
-            missing = gone.any(axis=1)
+            missing = np.asarray(gone.any(axis=1))
             low = np.where(gone, np.inf, columns.values).min(axis=1)
             high = np.where(gone, -np.inf, columns.values).max(axis=1)
         return cls(len(columns), int(columns.word_ptr[-1]), box, low, high, missing)
