@@ -105,16 +105,16 @@ class Ids:
             keys[i] = key
         return keys
 
-    def put(self, ids: Sequence[str], keys: Sequence[int]) -> None:
-        """Give texts their keys again, as a journal says they had."""
-        for text, key in zip(ids, keys, strict=True):
-            if self._lookup(_column([text]))[0] == key:
+    def put(self, ids: Sequence[Any], keys: Sequence[int]) -> None:
+        """Give ids their keys again, as a journal says they had."""
+        for one, key in zip(ids, keys, strict=True):
+            if self._lookup(_column([one]))[0] == key:
                 continue
             first = len(self._rank_of_key)
             while len(self._later_ids) <= key - first:
-                self._later_ids.append("")  # a number that never came to be used
-            self._later_ids[key - first] = text
-            self._later[text] = key
+                self._later_ids.append(None)  # a number that never came to be used
+            self._later_ids[key - first] = one
+            self._later[one] = key
 
     def find(self, ids: Any) -> npt.NDArray[np.int64]:
         """Return the keys of ids, -1 for those never seen."""
@@ -150,18 +150,17 @@ class Ids:
         if self.kind == "int":
             return {}
         everything = self.names(np.arange(len(self), dtype=np.int64))
+        # A number that never came to be used has no id.
+        number = {one: key for key, one in enumerate(everything) if one is not None}
+        ordered = sorted(number)
+        arrays = {
+            "key_of_rank": np.array([number[one] for one in ordered], dtype=np.int64),
+            "count": np.array([len(self)]),
+        }
         if self.kind == "text":
-            # A number that never came to be used has no text.
-            number = {text: key for key, text in enumerate(everything) if text}
-            ordered = sorted(number)
-            key_of_rank = np.array([number[text] for text in ordered], dtype=np.int64)
             terms = Terms.build(ordered).arrays()
-            return {"key_of_rank": key_of_rank, "count": np.array([len(self)])} | {
-                f"terms.{name}": array for name, array in terms.items()
-            }
-        numbers = np.array(everything, dtype=np.int64)
-        order = np.argsort(numbers, kind="stable")
-        return {"key_of_rank": order, "count": np.array([len(self)]), "numbers": numbers[order]}
+            return arrays | {f"terms.{name}": array for name, array in terms.items()}
+        return arrays | {"numbers": np.array(ordered, dtype=np.int64)}
 
     @classmethod
     def from_arrays(cls, kind: IdKind, arrays: dict[str, npt.NDArray[Any]]) -> Ids:
@@ -224,7 +223,7 @@ class Ids:
     def _early(self, key: int) -> Any:
         rank = int(self._rank_of_key[key])
         if rank == _UNKNOWN:
-            return ""
+            return None
         return self._terms.word(rank) if self.kind == "text" else int(self._numbers[rank])
 
     def _checked(self, ids: Any) -> npt.NDArray[Any]:

@@ -12,6 +12,7 @@ from shoal.core.errors import IntegrityError
 from shoal.spatial.columns import AttributeSpec, Layout, PlaceColumns
 from shoal.spatial.config import SpatialKeywordIndexConfig
 from shoal.spatial.packed import PackedLayout
+from shoal.spatial.visits import VisitStore
 
 __all__ = ["LayoutBuilder", "load_layout"]
 
@@ -33,6 +34,8 @@ class LayoutBuilder:
     ) -> None:
         self.config = config or SpatialKeywordIndexConfig()
         self.specs = tuple(specs)
+        #: Check-ins and users, for ``netr``.
+        self.visits: VisitStore | None = None
 
     def __call__(self, columns: PlaceColumns) -> Layout:
         """Return the places, arranged."""

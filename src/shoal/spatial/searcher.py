@@ -17,7 +17,7 @@ from shoal.spatial.request import Query
 from shoal.spatial.words import analyze_query, normalise
 
 if TYPE_CHECKING:
-    from shoal.spatial.index import SpatialKeywordIndex
+    from shoal.spatial.reader import IndexReader
 
 __all__ = ["Batch", "Hits", "Searcher"]
 
@@ -55,7 +55,7 @@ class Searcher:
     make one for each.
     """
 
-    def __init__(self, index: SpatialKeywordIndex, query: Query) -> None:
+    def __init__(self, index: IndexReader, query: Query) -> None:
         self._index = index
         self._query = query
         self._exact = index.config.analyzer == "exact"

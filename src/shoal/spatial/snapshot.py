@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -133,6 +133,8 @@ class Snapshot:
         parts, km = np.zeros((len(keys), 5)), np.zeros(len(keys))
         qualifies = np.zeros(len(keys), dtype=np.bool_)
         open_keys = np.arange(len(keys))
+        # A layout knows the first three parts; which of them count is nothing to it here.
+        bare = replace(plan, weights=np.array([1.0, 0.0, 0.0, 0.0, 0.0]))
         for view in self._views():
             if not len(open_keys):
                 break
@@ -141,7 +143,7 @@ class Snapshot:
             if not len(at):
                 continue
             layout = view if isinstance(view, MemtableView) else view.segment.layout
-            parts[at], km[at], qualifies[at] = layout.parts(plan, rows[rows >= 0])
+            parts[at], km[at], qualifies[at] = layout.parts(bare, rows[rows >= 0])
             open_keys = open_keys[rows < 0]
         if len(open_keys):
             raise NotFoundError(f"there is no place with key {keys[open_keys[0]]}")

@@ -20,6 +20,7 @@ from shoal.core.errors import IntegrityError
 from shoal.spatial.config import SpatialKeywordIndexConfig
 from shoal.spatial.ids import Ids
 from shoal.spatial.labels import Labels
+from shoal.spatial.people import People
 
 __all__ = ["IndexState", "PlaceNote"]
 
@@ -36,13 +37,14 @@ class PlaceNote(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class IndexState:
-    """Options, ids and labels of an index; a companion of its store.
+    """Options, ids, labels and people of an index; a companion of its store.
 
     Parameters
     ----------
     config : SpatialKeywordIndexConfig
     ids : Ids
     labels : Labels, optional
+    people : People, optional
     """
 
     def __init__(
@@ -50,10 +52,12 @@ class IndexState:
         config: SpatialKeywordIndexConfig | None = None,
         ids: Ids | None = None,
         labels: Labels | None = None,
+        people: People | None = None,
     ) -> None:
         self.config = config or SpatialKeywordIndexConfig()
         self.ids = ids or Ids("int")
         self.labels = labels or Labels()
+        self.people = people
 
     def note(self, keys: npt.NDArray[np.int64], labels: Sequence[str | None] | None) -> bytes:
         """Return what the journal must know beside new places; empty if nothing."""
@@ -85,6 +89,9 @@ class IndexState:
         arrays = {f"ids.{name}": array for name, array in self.ids.arrays().items()}
         if self.labels:
             arrays |= {f"labels.{name}": array for name, array in self.labels.arrays().items()}
+        if self.people is not None:
+            config["people"], kept = self.people.state()
+            arrays |= {f"people.{name}": array for name, array in kept.items()}
         return config, arrays
 
     def restore(self, config: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> None:
@@ -106,6 +113,11 @@ class IndexState:
             self.labels = (
                 Labels.from_arrays(_below("labels.", arrays)) if config["labels"] else Labels()
             )
+            self.people = (
+                People.restored(config["people"], _below("people.", arrays))
+                if "people" in config
+                else None
+            )
         except (KeyError, ValueError) as error:
             raise IntegrityError(f"the index's state cannot be read: {error}") from None
 
@@ -113,6 +125,8 @@ class IndexState:
         """Apply a note of the journal."""
         if kind == "upsert":
             self.put(msgspec.msgpack.decode(payload, type=PlaceNote))
+        elif self.people is not None:
+            self.people.apply(kind, payload)
 
 
 def _below(prefix: str, arrays: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
