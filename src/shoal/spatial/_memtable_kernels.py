@@ -20,7 +20,16 @@ from shoal.spatial._score import (
     passes_filters,
 )
 
-__all__ = ["count_words", "find_live", "find_rows", "offer_rows", "parts", "search", "signatures"]
+__all__ = [
+    "count_common",
+    "count_words",
+    "find_live",
+    "find_rows",
+    "offer_rows",
+    "parts",
+    "search",
+    "signatures",
+]
 
 # Places of the scalars in the two packed arrays: one array costs less to hand over than its
 # entries do one by one.
@@ -207,6 +216,23 @@ def count_words(rows_in_view, dead_in_view, died, signature, ptr, ids, words, ou
         for w in range(len(words)):
             if words[w] >= 0 and _has_word(ptr, ids, row, words[w]):
                 out[w] += 1
+
+
+@njit(cache=True, nogil=True)
+def count_common(rows, ascending):
+    """Return how many of ``rows`` occur in ``ascending``."""
+    count = 0
+    for row in rows:
+        low, high = 0, len(ascending)
+        while low < high:
+            middle = (low + high) >> 1
+            if ascending[middle] < row:
+                low = middle + 1
+            else:
+                high = middle
+        if low < len(ascending) and ascending[low] == row:
+            count += 1
+    return count
 
 
 @njit(inline="always")

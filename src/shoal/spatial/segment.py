@@ -104,7 +104,7 @@ class Segment:
         self.live: npt.NDArray[np.uint8] | None = None
         self.names: dict[str, Bundle] = {}
         self._log = np.empty(0, dtype=np.uint32)
-        self._dead_words: dict[str, tuple[int, int]] = {}
+        self._dead_words: dict[str, tuple[int, int, npt.NDArray[Any] | None]] = {}
         self._sorted_log = np.empty(0, dtype=np.uint32)
 
     @classmethod
@@ -155,22 +155,33 @@ class Segment:
         """Return the segment as it is now."""
         return SegmentView(self, self.deaths)
 
-    def dead_with_word(self, word: str, deaths: int) -> int:
-        """Return how many of the first ``deaths`` rows to die have a word."""
-        at, count = self._dead_words.get(word, (0, 0))
-        if at == deaths:
-            return count
-        if deaths > at:
-            count += self._count(word, at, deaths)
-            if len(self._dead_words) >= _CACHED_WORDS:
-                self._dead_words = {}
-            self._dead_words[word] = (deaths, count)
-            return count
-        return count - self._count(word, deaths, at)
+    def dead_with_words(self, words: Sequence[str], deaths: int) -> npt.NDArray[np.int64]:
+        """Return in how many of the first ``deaths`` rows to die each word occurs.
 
-    def _count(self, word: str, first: int, stop: int) -> int:
+        A word's count is remembered with the length of the log it was taken at,
+        so that the next one looks at what has died since and at nothing else.
+        """
+        known = self._dead_words
+        missing = [word for word in words if word not in known]
+        if missing:
+            if len(known) + len(missing) > _CACHED_WORDS:
+                known = self._dead_words = {w: known[w] for w in words if w in known}
+            lists = _rows_with(self.layout, missing)
+            for word, holders in zip(missing, lists, strict=True):
+                known[word] = (0, 0, holders)
+        counts = np.empty(len(words), dtype=np.int64)
+        for i, word in enumerate(words):
+            at, count, holders = known[word]
+            if at < deaths:
+                count += self._count(word, holders, at, deaths)
+                known[word] = (deaths, count, holders)
+            elif at > deaths:  # an older view than the last that asked
+                count -= self._count(word, holders, deaths, at)
+            counts[i] = count
+        return counts
+
+    def _count(self, word: str, holders: npt.NDArray[Any] | None, first: int, stop: int) -> int:
         """Return how many of the rows ``log[first:stop]`` have a word."""
-        holders = _rows_with(self.layout, word)
         if holders is None:
             plan = QueryPlan(k=1, match=MATCH_ANY, words=(word,), word_weights=np.ones(1))
             _, _, has = self.layout.parts(plan, self._log[first:stop].astype(np.int64))
@@ -179,11 +190,13 @@ class Segment:
             return 0
         if first == 0 and stop > 4 * _REVIVED:
             # The first look at a word: against a sorted copy of the log, shared by all words.
-            known = self._sorted_log
-            if not stop // 2 < len(known) <= stop:
-                known = self._sorted_log = np.sort(self._log[:stop])
-            return _common(known, holders) + self._count(word, len(known), stop)
-        return _common(self._log[first:stop], holders)
+            dead = self._sorted_log
+            if not stop // 2 < len(dead) <= stop:
+                dead = self._sorted_log = _fixed(np.sort(self._log[:stop]))
+            few, many = (dead, holders) if len(dead) < len(holders) else (holders, dead)
+            count = int(kernels.count_common(few, many))
+            return count + self._count(word, holders, len(dead), stop)
+        return int(kernels.count_common(self._log[first:stop], holders))
 
 
 @dataclasses.dataclass(slots=True)
@@ -214,9 +227,7 @@ class SegmentView:
 
     def dead_frequency(self, words: Sequence[str]) -> npt.NDArray[np.int64]:
         """Return in how many rows that are dead in this view each word occurs."""
-        return np.array(
-            [self.segment.dead_with_word(word, self.deaths) for word in words], dtype=np.int64
-        )
+        return self.segment.dead_with_words(words, self.deaths)
 
     def search(
         self,
@@ -277,23 +288,15 @@ class SegmentView:
         return keep_rows(columns, alive)
 
 
-def _rows_with(layout: Layout, word: str) -> npt.NDArray[Any] | None:
-    """Return the rows that have a word, ascending, where a layout keeps such lists."""
+def _rows_with(layout: Layout, words: Sequence[str]) -> list[npt.NDArray[Any] | None]:
+    """Return the rows that have each word, ascending; None where a layout keeps no such lists."""
     post, ptr, terms = (getattr(layout, name, None) for name in ("post", "ptr", "terms"))
     if post is None or ptr is None or terms is None:
-        return None
-    number = int(terms.ids([word])[0])
-    rows: npt.NDArray[Any] = (
-        post[int(ptr[number]) : int(ptr[number + 1])] if number >= 0 else post[:0]
-    )
-    return rows
-
-
-def _common(rows: npt.NDArray[Any], ascending: npt.NDArray[Any]) -> int:
-    """Return how many of ``rows`` are in ``ascending``."""
-    place = np.searchsorted(ascending, rows.astype(ascending.dtype, copy=False))
-    inside = place < len(ascending)
-    return int(np.count_nonzero(ascending[place[inside]] == rows[inside]))
+        return [None] * len(words)
+    return [
+        _fixed(post[int(ptr[number]) : int(ptr[number + 1])] if number >= 0 else post[:0])
+        for number in terms.ids(words).tolist()
+    ]
 
 
 def _fixed(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

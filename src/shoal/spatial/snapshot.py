@@ -158,7 +158,7 @@ class Snapshot:
         """Return (lon, lat) of keys, degrees, NaN where a key is not alive."""
         keys = np.ascontiguousarray(keys, dtype=np.int64)
         lon, lat = np.full(len(keys), np.nan), np.full(len(keys), np.nan)
-        for view in (*self.memory, *self.segments):
+        for view in self._views():
             rows = view.find(keys)
             at = np.flatnonzero(rows >= 0)
             if len(at):
