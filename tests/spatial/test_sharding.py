@@ -20,6 +20,7 @@ from shoal.core.errors import (
 from shoal.spatial import AttributeSpec, Gauss, Linear, Saturation, Weights, reference
 from shoal.spatial.index import SpatialKeywordIndex
 from shoal.spatial.outline import Outline, ShardBounds
+from shoal.spatial.query import Answers
 from shoal.spatial.request import Query
 from shoal.spatial.sharding import ShardedIndex
 from shoal.spatial.shards import ShardHost
@@ -153,6 +154,10 @@ def test_the_bound_of_a_shard_is_above_all_that_it_holds(both, query):
             continue
         assert possible[shard] or not inside
         assert all(s <= score[shard] + 1e-12 and d >= km[shard] - 1e-6 for s, d, _ in inside)
+        # As the layouts score, not one bit may be above.
+        answers = Answers(plan.k)
+        host.index.snapshot().search(plan, answers)
+        assert all(s <= score[shard] and d >= km[shard] for s, d, _ in answers.results())
 
 
 @pytest.mark.parametrize("break_it", ["box", "attributes", "words", "order"])

@@ -138,9 +138,10 @@ class ShardBounds:
         Notes
         -----
         The parts are blended in the order in which places are scored, and
-        rounding is monotone, so the bound holds in float64; the slack of a part
-        in 10^12 covers the exponential. A bound of exactly 0 stays 0: beyond a
-        clipped decay all places tie, and nearness decides.
+        rounding is monotone, so the bound holds in float64 as it is. A slack of
+        a part in 10^12 covers the decay (an exponential may be off by a bit),
+        but not where the decay is 0 or 1: beyond a clipped decay places tie,
+        and only with an exact bound can nearness decide between shards.
         """
         shards = len(self.n_live)
         possible = self.n_live > 0
@@ -171,7 +172,10 @@ class ShardBounds:
         for weight, part in zip(plan.weights.tolist(), parts, strict=True):
             if weight > 0:
                 score += weight * part
-        return np.where(score > 0.0, score * (1.0 + 1e-12) + 1e-15, 0.0), km, possible
+        if plan.weights[0] > 0:
+            falling = (parts[0] > 0.0) & (parts[0] < 1.0)
+            score = np.where(falling, score * (1.0 + 1e-12) + 1e-15, score)
+        return score, km, possible
 
     def _chord2(self, point: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Return the squared chord from a point of the unit sphere to each box."""
