@@ -16,6 +16,8 @@ from shoal.core.seeds import philox
 
 #: More than the last level of the caches of the usual machine.
 FLUSH_BYTES = 64 << 20
+#: Most repeats of a query in one measurement of the kernel.
+MOST_REPEATS = 512
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,6 @@ def kernel_us(call: Callable[[int], Any], least_ns: int = 100_000) -> float:
         start = time.thread_time_ns()
         call(repeats)
         spent = time.thread_time_ns() - start
-        if spent >= least_ns or repeats >= 512:
+        if spent >= least_ns or repeats >= MOST_REPEATS:
             return spent / repeats / 1e3
         repeats *= 4
