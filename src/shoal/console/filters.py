@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from shoal.console.charts import duration
 
-__all__ = ["FILTERS", "clock", "sentence", "share", "short", "since", "size"]
+__all__ = ["FILTERS", "clock", "figure", "sentence", "share", "short", "since", "size"]
 
 
 def since(at_us: int | None) -> str:
@@ -43,6 +43,11 @@ def size(octets: int) -> str:
     return f"{octets:.1f} GB"
 
 
+def figure(value: float) -> str:
+    """Write a measured number: whole from ten thousand on, else with four digits."""
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
+
+
 def short(value: Any, limit: int = 40) -> str:
     """Write a value that may be of any length."""
     text = str(value)
@@ -57,6 +62,7 @@ def sentence(text: str) -> str:
 FILTERS: Final[dict[str, Callable[..., str]]] = {
     "clock": clock,
     "duration": duration,
+    "figure": figure,
     "sentence": sentence,
     "share": share,
     "short": short,

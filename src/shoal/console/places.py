@@ -7,14 +7,16 @@ nothing is rendered twice.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from litestar import Request, Response, Router, get
 from litestar.exceptions import HTTPException
 from litestar.response import Template
 from litestar.types import ControllerRouterHandler
 
-from shoal.core.errors import InputError, ShoalError
+from shoal.core.errors import InputError, NotFoundError, ShoalError
 
 if TYPE_CHECKING:
     from shoal.tasks.place_search import PlaceSearch
@@ -30,6 +32,10 @@ PARTS = (
     ("social", "friends"),
 )
 _MATCHES = (("ranked", "any word, ranked"), ("all", "every word"), ("any", "at least one word"))
+#: Fields of errors, and the fields of the form that they are about.
+_FIELDS = {"keywords": "q", "point": "lon"}
+#: What is always sent: with other values, the form shows all its fields.
+_USUAL = frozenset({"q", "lon", "lat", "match", "k", "w.space", "w.text", "w.attributes"})
 #: What the page asks for when nothing is said.
 _DEFAULT_K = 20
 
@@ -40,11 +46,14 @@ def place_handlers(places: PlaceSearch) -> list[ControllerRouterHandler]:
     from shoal.tasks.place_search import (  # noqa: PLC0415
         problem,
         read_options,
+        refusal,
         search_handlers,
     )
 
-    def context(request: Request[Any, Any, Any]) -> dict[str, Any]:
-        asked: dict[str, Any] = {}
+    def context(request: Request[Any, Any, Any]) -> tuple[dict[str, Any], int]:
+        """Return what a page shows, and its status."""
+        about = places.about()
+        decay = _decay(about["bounds"])
         found: dict[str, Any] = {
             "page": "places",
             "parts": PARTS,
@@ -52,27 +61,48 @@ def place_handlers(places: PlaceSearch) -> list[ControllerRouterHandler]:
             "error": None,
             "answer": None,
             "why": None,
+            "form": _form(request),
+            "default_k": _DEFAULT_K,
+            "has_point": False,
+            "about": about,
+            "decay": decay,
+            "address": "",
+            "unfolded": any(
+                value for name, value in request.query_params.items() if name not in _USUAL
+            ),
         }
+        status = 200
         try:
             asked = _without_blanks(read_options(request))
             options, why = _options(asked)
+            if "max_km" not in options:
+                options.setdefault("decay", decay)
+            found["address"] = "/places/api/search?" + urlencode(options, doseq=True)
+            found["has_point"] = "point" in options
             if asked:
                 found["answer"] = places.search(options)
                 if why:
                     found["why"] = places.explain(options, why)
-        except InputError as error:
-            found["error"] = {"field": error.field, "message": str(error), "hint": error.hint}
         except ShoalError as error:
-            found["error"] = {"field": None, "message": str(error), "hint": error.hint}
-        return {**found, "about": places.about(), "asked": asked, "default_k": _DEFAULT_K}
+            field = error.field if isinstance(error, InputError) else None
+            found["error"] = {
+                "field": None if field is None else _FIELDS.get(field, field.partition(".")[0]),
+                # The field is marked in the form.
+                "message": error.message.removeprefix(f"field {field!r}: "),
+                "hint": error.hint,
+            }
+            status = _status(error)
+        return found, status
 
     @get("/places", sync_to_thread=True)
     def page(request: Request[Any, Any, Any]) -> Template:
-        return Template("places.html", context=context(request))
+        found, status = context(request)
+        return Template("places.html", context=found, status_code=status)
 
     @get("/places/part", sync_to_thread=True)
     def part(request: Request[Any, Any, Any]) -> Template:
-        return Template("parts/places.html", context=context(request))
+        # What the script puts into the page, be it answers or a refusal: 200.
+        return Template("parts/places.html", context=context(request)[0])
 
     @get("/places/backdrop", sync_to_thread=True, media_type="application/octet-stream")
     def backdrop() -> Response[bytes]:
@@ -82,14 +112,40 @@ def place_handlers(places: PlaceSearch) -> list[ControllerRouterHandler]:
     api = Router(
         path="/places/api",
         route_handlers=search_handlers(places),
-        exception_handlers={ShoalError: problem, HTTPException: _plain},
+        exception_handlers={ShoalError: problem, HTTPException: refusal},
     )
     return [page, part, backdrop, api]
 
 
-def _plain(_request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
-    body = {"type": "about:blank", "title": error.detail, "status": error.status_code}
-    return Response(body, status_code=error.status_code, media_type="application/problem+json")
+def _form(request: Request[Any, Any, Any]) -> dict[str, str]:
+    """Return what the form shows: what was sent, right or wrong."""
+    form = dict(request.query_params)
+    if "keywords" in form:
+        form.setdefault("q", form["keywords"])
+    if form.get("point") and not form.get("lon"):
+        form["lon"], _, form["lat"] = form["point"].partition(",")
+    return form
+
+
+def _decay(bounds: list[float] | None) -> str:
+    """Return a decay in proportion to the area: to 0 in a twentieth of its height or width.
+
+    The engine's own, 20 km, is right for a town; on a map of the world it
+    would call every place far.
+    """
+    if bounds is None:
+        return "linear:20"
+    west, south, east, north = bounds
+    degrees = max(north - south, (east - west) * math.cos(math.radians((south + north) / 2)))
+    km = max(0.1, 111.195 * degrees / 20)
+    power = 10.0 ** math.floor(math.log10(km))
+    return f"linear:{max(step * power for step in (1, 2, 5) if step * power <= km):g}"
+
+
+def _status(error: ShoalError) -> int:
+    if isinstance(error, NotFoundError):
+        return 404
+    return 400 if isinstance(error, InputError) else 503
 
 
 def _without_blanks(options: dict[str, Any]) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def _read_text(text: str) -> Any:
     if stripped.startswith("{"):
         try:
             return _read_geojson(json.loads(stripped))
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"not GeoJSON: {error}", field="within") from None
     try:
         return shapely.from_wkt(stripped)
@@ -134,19 +134,22 @@ def _read_text(text: str) -> Any:
 
 
 def _read_geojson(geojson: Mapping[str, Any]) -> Any:
+    if not isinstance(geojson, Mapping):
+        raise InputError("not a GeoJSON object", field="within", value=geojson)
     kind = geojson.get("type")
     if kind == "Feature":
         return _read_geojson(geojson.get("geometry") or {})
     if kind == "FeatureCollection":
         features = geojson.get("features") or []
-        if len(features) != 1:
+        if not isinstance(features, list) or len(features) != 1:
+            features = features if isinstance(features, list) else []
             raise InputError(
                 f"an area is one feature; this collection has {len(features)}", field="within"
             )
         return _read_geojson(features[0])
     try:
         return shapely.from_geojson(json.dumps(geojson))
-    except (shapely.errors.ShapelyError, TypeError) as error:
+    except (shapely.errors.ShapelyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"not a GeoJSON geometry: {error}", field="within") from None
 
 

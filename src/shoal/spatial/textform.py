@@ -16,6 +16,7 @@ at              a slot, or a time of ISO 8601                  ``2026-05-01T19:3
 from __future__ import annotations
 
 import datetime
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -36,7 +37,9 @@ __all__ = [
     "parse_within",
 ]
 
-_CONDITION = re.compile(r"^\s*([^<>=!]+?)\s*(<=|>=|!=|==|=|<|>)\s*(.+?)\s*$")
+_CONDITION = re.compile(r"([^<>=!]+)(<=|>=|!=|==|=|<|>)(.+)", re.DOTALL)
+_SLOT = re.compile(r"\s*[0-9]{1,9}\s*", re.ASCII)
+_USER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 
 
 def parse_number(text: str, field: str) -> float:
@@ -83,10 +86,10 @@ def parse_where(texts: Iterable[str]) -> dict[str, list[Any]]:
     """Return conditions from ``NAME<=2``, ``NAME=1..2`` (between) and ``NAME=1|3`` (in)."""
     found: dict[str, list[Any]] = {}
     for item in _items(texts):
-        match = _CONDITION.match(item)
+        match = _CONDITION.fullmatch(item)
         if not match:
             raise InputError("a condition is NAME<=NUMBER or alike", field="where", value=item)
-        name, op, value = match.groups()
+        name, op, value = (group.strip() for group in match.groups())
         field = f"where.{name}"
         condition: tuple[Any, ...]
         if op in {"=", "=="} and ".." in value:
@@ -111,7 +114,11 @@ def parse_weights(texts: Iterable[str]) -> Weights | None:
                 field="weights",
                 value=item,
             )
-        found[part.strip()] = parse_number(number, f"weights.{part.strip()}")
+        field = f"weights.{part.strip()}"
+        share = parse_number(number, field)
+        if not 0.0 <= share < math.inf:
+            raise InputError("a weight must be finite and not negative", field=field, value=number)
+        found[part.strip()] = share
     return Weights(**found) if found else None
 
 
@@ -120,7 +127,10 @@ def parse_decay(text: str) -> Decay:
     form, colon, km = text.partition(":")
     if not colon:
         raise InputError("a decay is FORM:KM, such as linear:20", field="decay", value=text)
-    return make_decay(form.strip().lower(), parse_number(km, "decay"))
+    scale = parse_number(km, "decay")
+    if not 0.0 < scale < math.inf:
+        raise InputError("the kilometres must be finite and positive", field="decay", value=text)
+    return make_decay(form.strip().lower(), scale)
 
 
 def parse_within(text: str) -> object:
@@ -133,7 +143,7 @@ def parse_within(text: str) -> object:
 
 def parse_time(text: str) -> int | datetime.datetime:
     """Return a slot number, or a time of ISO 8601."""
-    if text.strip().isdecimal():
+    if _SLOT.fullmatch(text):
         return int(text)
     try:
         return datetime.datetime.fromisoformat(text.strip())
@@ -175,9 +185,9 @@ def parse_query(options: Mapping[str, Any]) -> Query:
         "max_km": lambda value: parse_number(str(value), "max_km"),
         "without": lambda value: value,
         "text": str,
-        "user": lambda value: int(value) if str(value).lstrip("-").isdecimal() else value,
+        "user": lambda value: int(value) if _USER.fullmatch(str(value)) else value,
         "at": parse_time,
-        "social": str,
+        "social": _social,
         "explain": bool,
     }
     unknown = set(options) - set(readers)
@@ -191,6 +201,12 @@ def parse_query(options: Mapping[str, Any]) -> Query:
         if value is not None and value not in ("", (), [])
     }
     return Query(**given)
+
+
+def _social(text: str) -> str:
+    if text not in {"embedding", "friends"}:
+        raise InputError('social is "embedding" or "friends"', field="social", value=text)
+    return text
 
 
 def _whole(text: str, field: str) -> int:

@@ -18,6 +18,7 @@ A refusal is a problem document (RFC 9457) naming the field.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from typing import Any
 
 import numpy as np
 from litestar import Litestar, MediaType, Request, Response, get
+from litestar.exceptions import HTTPException
 from litestar.types import ControllerRouterHandler
 
 from shoal.core.errors import InputError, NotFoundError, ShoalError
@@ -33,13 +35,17 @@ from shoal.spatial.request import Query
 from shoal.spatial.results import TopK
 from shoal.spatial.textform import parse_query
 
-__all__ = ["PlaceSearch", "create_app", "problem", "read_options", "search_handlers"]
+__all__ = ["PlaceSearch", "create_app", "problem", "read_options", "refusal", "search_handlers"]
 
 #: Most answers of one request: a page or a map cannot show more.
 MAX_RESULTS = 500
 #: Longest text of one option.
 _LONGEST = 10_000
 _GEOJSON = "application/geo+json"
+_PROBLEM = "application/problem+json"
+_WHOLE = re.compile(r"-?[0-9]{1,19}", re.ASCII)
+#: Options that may be given more than once.
+_REPEATABLE = frozenset({"prefer", "where", "weights", "keywords"})
 
 
 class PlaceSearch:
@@ -73,8 +79,9 @@ class PlaceSearch:
                 raise InputError("q and keywords are the same option", field="q")
             given["keywords"] = given.pop("q")
         for name, value in given.items():
-            if isinstance(value, str) and len(value) > _LONGEST:
-                raise InputError(f"at most {_LONGEST:,} characters", field=name)
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str) and len(text) > _LONGEST:
+                    raise InputError(f"at most {_LONGEST:,} characters", field=name)
         if "explain" in given:
             given["explain"] = str(given["explain"]).lower() in {"1", "true", "yes", "on"}
         query = parse_query(given)
@@ -106,9 +113,11 @@ class PlaceSearch:
         """
         known: int | str = name
         if self.index.ids.kind == "int":
-            if not name.lstrip("-").isdecimal() or len(name) > 19:
+            if not _WHOLE.fullmatch(name) or not -(2**63) <= int(name) < 2**63:
                 raise NotFoundError(f"no such place: {name[:64]!r}")
             known = int(name)
+        elif not name or len(name) > _LONGEST:
+            raise NotFoundError(f"no such place: {name[:64]!r}")
         found = self.index.explain(self.read(options), known).as_dict()
         keys = self.index.ids.find([known])
         return {**found, "label": self.index.labels.get(keys)[0]}
@@ -159,6 +168,7 @@ class PlaceSearch:
                 **({} if place.parts is None else {"parts": place.parts}),
             }
             for rank, (place, x, y) in enumerate(zip(top, lon, lat, strict=True), start=1)
+            if x == x  # noqa: PLR0124 - a place that was deleted meanwhile has no position
         ]
 
 
@@ -198,7 +208,7 @@ def create_app(index: SpatialKeywordIndex, *, title: str = "places") -> Litestar
     """
     return Litestar(
         route_handlers=search_handlers(PlaceSearch(index, title)),
-        exception_handlers={ShoalError: problem},
+        exception_handlers={ShoalError: problem, HTTPException: refusal},
         logging_config=None,
         openapi_config=None,
     )
@@ -218,27 +228,38 @@ def problem(_request: Request[Any, Any, Any], error: ShoalError) -> Response[Any
         "hint": error.hint,
         "field": field,
     }
-    return Response(body, status_code=status, media_type="application/problem+json")
+    return Response(body, status_code=status, media_type=_PROBLEM)
+
+
+def refusal(_request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
+    """Return what the web framework refuses, such as an unknown address, as a problem document."""
+    body = {"type": "about:blank", "title": error.detail, "status": error.status_code}
+    return Response(body, status_code=error.status_code, media_type=_PROBLEM)
 
 
 def read_options(request: Request[Any, Any, Any]) -> dict[str, Any]:
-    """Return the parameters of a request; one that is given more than once is a list."""
+    """Return the parameters of a request; one that is given more than once is a list.
+
+    Raises
+    ------
+    InputError
+        A parameter that is one value is there twice, or half of a point.
+    """
     options: dict[str, Any] = {}
     for name, value in request.query_params.multi_items():
-        if name in {"lon", "lat"}:
-            continue
         if name not in options:
             options[name] = value
-        elif name in {"prefer", "where", "weights", "keywords"}:
+        elif name in _REPEATABLE:
             before = options[name]
             options[name] = [*before, value] if isinstance(before, list) else [before, value]
         else:
             raise InputError("given more than once", field=name)
-    lon = request.query_params.get("lon") or None
-    lat = request.query_params.get("lat") or None
-    if (lon is None) != (lat is None):
-        raise InputError("lon and lat belong together", field="lat" if lat is None else "lon")
-    if lon is not None:
+    lon, lat = options.pop("lon", ""), options.pop("lat", "")
+    if bool(lon) != bool(lat):
+        raise InputError("lon and lat belong together", field="lon" if lat else "lat")
+    if lon:
+        if options.get("point"):
+            raise InputError("point and lon, lat are the same option", field="point")
         options["point"] = f"{lon},{lat}"
     return options
 

@@ -6,13 +6,16 @@
   const canvas = document.querySelector("canvas.map");
   const form = document.querySelector("form.ask");
   const answers = document.getElementById("answers");
+  const said = document.getElementById("said");
   if (!canvas || !form) return;
+  if (matchMedia("(min-width: 900px)").matches) form.querySelector("details").open = true;
   const ink = canvas.getContext("2d");
   const field = name => form.elements.namedItem(name);
   const colour = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const view = { lon: 0, lat: 20, scale: 1 }; // scale: pixels per degree of longitude
   let dots = new Float32Array(), marks = [], active = -1, drawing = false;
 
+  const NUMBERED = 30; // answers further down are plain marks until pointed at
   // Mercator, in degrees: what people expect of a map on a page.
   const LIMIT = 85.05;
   const up = lat => {
@@ -54,7 +57,7 @@
 
   const point = () => {
     const lon = parseFloat(field("lon").value), lat = parseFloat(field("lat").value);
-    return Number.isFinite(lon) && Number.isFinite(lat) ? [lon, lat] : null;
+    return Math.abs(lon) <= 180 && Math.abs(lat) <= 90 ? [lon, lat] : null;
   };
 
   function draw() {
@@ -70,7 +73,7 @@
       ink.fillRect(0, 0, width, height);
       graticule(width, height);
       ink.fillStyle = colour("--edge");
-      const dot = Math.max(1, Math.min(3, view.scale / 40));
+      const dot = Math.max(1.5, Math.min(3, view.scale / 40));
       for (let i = 0; i < dots.length; i += 2) {
         const [x, y] = toScreen(dots[i], dots[i + 1]);
         if (x >= -3 && y >= -3 && x <= width + 3 && y <= height + 3) ink.fillRect(x, y, dot, dot);
@@ -80,6 +83,7 @@
       for (let i = marks.length - 1; i >= 0; i--) if (i !== active) mark(i);
       if (active >= 0) mark(active);
       bar(width, height);
+      if (canvas.matches(":focus-visible")) aim(width / 2, height / 2);
     });
   }
 
@@ -111,9 +115,15 @@
     ink.moveTo(x - 8, y); ink.lineTo(x + 8, y); ink.moveTo(x, y - 8); ink.lineTo(x, y + 8);
     ink.stroke();
   }
+  function aim(x, y) { // where Enter would set the point
+    ink.strokeStyle = colour("--soft");
+    ink.lineWidth = 1.5;
+    ink.beginPath(); ink.arc(x, y, 6, 0, 2 * Math.PI); ink.stroke();
+  }
   function mark(i) {
     const [x, y] = toScreen(marks[i].lon, marks[i].lat);
-    const radius = i === active ? 12 : 9;
+    const small = i >= NUMBERED && i !== active;
+    const radius = i === active ? 12 : small ? 4.5 : 9;
     ink.beginPath(); ink.arc(x, y, radius, 0, 2 * Math.PI);
     ink.fillStyle = i === active ? colour("--warn") : colour("--sea");
     ink.fill();
@@ -121,7 +131,7 @@
     ink.fillStyle = colour("--paper");
     ink.font = "600 10px system-ui, sans-serif";
     ink.textAlign = "center"; ink.textBaseline = "middle";
-    ink.fillText(String(i + 1), x, y + 0.5);
+    if (!small) ink.fillText(String(i + 1), x, y + 0.5);
     if (i === active) {
       ink.font = "600 12px system-ui, sans-serif";
       ink.textBaseline = "bottom";
@@ -138,7 +148,7 @@
     ink.strokeStyle = colour("--ink"); ink.fillStyle = colour("--ink"); ink.lineWidth = 2;
     ink.beginPath(); ink.moveTo(width - long - 12, height - 22); ink.lineTo(width - 12, height - 22); ink.stroke();
     ink.font = "11px system-ui, sans-serif"; ink.textAlign = "end";
-    ink.fillText(km >= 1 ? km + " km" : Math.round(km * 1000) + " m", width - 12, height - 26);
+    ink.fillText(km >= 1 ? km.toLocaleString("en") + " km" : Math.round(km * 1000) + " m", width - 12, height - 26);
     ink.textAlign = "start";
   }
 
@@ -166,16 +176,30 @@
     const number = ++asking, words = filled();
     try {
       const answer = await fetch(form.dataset.part + "?" + words, { headers: { Accept: "text/html" } });
+      if (!answer.ok) throw new Error(answer.status);
       const text = await answer.text();
       if (number !== asking) return; // a later question is under way
       answers.innerHTML = text;
       history.replaceState(null, "", form.getAttribute("action") + "?" + words);
       read();
+      complain();
+      said.textContent = answers.querySelector("[role=alert]") ? "" : answers.querySelector("h2, p")?.textContent ?? "";
       if (refit) show();
     } catch (error) {
-      if (number === asking) answers.textContent = "The server does not answer.";
+      if (number !== asking) return;
+      said.textContent = "The server does not answer.";
+      answers.replaceChildren(Object.assign(document.createElement("p"), { className: "note", textContent: said.textContent }));
+      read();
     }
     draw();
+  }
+  function complain() {
+    const note = answers.querySelector("[role=alert]");
+    form.querySelectorAll("[aria-invalid]").forEach(one => one.removeAttribute("aria-invalid"));
+    if (!note) return;
+    const wrong = note.dataset.field && field(note.dataset.field);
+    if (wrong instanceof Element) wrong.setAttribute("aria-invalid", "true");
+    note.scrollIntoView({ block: "nearest" });
   }
   function show() {
     const here = point();
@@ -254,6 +278,7 @@
     event.preventDefault();
     clamp(); draw();
   });
+  for (const name of ["focus", "blur"]) canvas.addEventListener(name, draw);
   new ResizeObserver(draw).observe(canvas);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 
