@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from shoal.cli.output import Output, json_option
+from shoal.cli.spatial_serve import serve
 from shoal.core.errors import InputError, ShoalError
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ _ATTRIBUTE = re.compile(
 @click.group()
 def spatial() -> None:
     """Search places by where they are, what they are and what they are like."""
+
+
+spatial.add_command(serve)
 
 
 @spatial.command()
@@ -72,6 +76,17 @@ def spatial() -> None:
     show_default=True,
     help="Split texts into words, or take keywords as they are.",
 )
+@click.option("--checkins", type=click.Path(path_type=Path), help="File of user, place, time.")
+@click.option("--friendships", type=click.Path(path_type=Path), help="File of pairs of users.")
+@click.option("--tz", help="Time zone of the places, such as Europe/Helsinki.")
+@click.option(
+    "--time-slots",
+    type=click.Choice(["24", "168"]),
+    default="168",
+    show_default=True,
+    help="Hours of the day, or of the week.",
+)
+@click.option("--slots", is_flag=True, help="The times of the check-ins are numbers of slots.")
 @click.option("--drop-bad-rows", is_flag=True, help="Leave out and count rows that fail.")
 @click.option("--force", is_flag=True, help="Replace an index that is there.")
 @json_option
@@ -86,6 +101,11 @@ def build(
     missing: Any,
     layout: Any,
     analyzer: Any,
+    checkins: Path | None,
+    friendships: Path | None,
+    tz: str | None,
+    time_slots: str,
+    slots: bool,
     drop_bad_rows: bool,
     force: bool,
     **columns: Any,
@@ -98,9 +118,13 @@ def build(
     _refuse_occupied(folder, force=force)
     from shoal.core.progress import progress
     from shoal.data.places import read_places
-    from shoal.spatial import SpatialKeywordIndex
+    from shoal.spatial import SpatialKeywordIndex, SpatialKeywordIndexConfig
 
     wanted = [_attribute(text) for text in attributes]
+    config = SpatialKeywordIndexConfig(
+        layout=layout, analyzer=analyzer, tz=tz, time_slots=168 if time_slots == "168" else 24
+    )
+    log, social = _people(checkins, friendships, slots=config.time_slots if slots else None, tz=tz)
     started = time.perf_counter()
     with progress("reading places", 3) as bar:
         table = read_places(
@@ -129,8 +153,11 @@ def build(
             labels=table.names,
             attribute_specs=_specs(wanted, table, missing),
             missing=missing,
-            layout=layout,
-            analyzer=analyzer,
+            checkins=log,
+            social=social,
+            categories=table.category,
+            time_zones=None if tz else table.timezone,
+            config=config,
         )
         bar.advance()
         bar.say("writing")
@@ -138,6 +165,22 @@ def build(
             _save(index, folder)
         bar.advance()
     _say_built(out, table, folder, index, time.perf_counter() - started)
+
+
+def _people(
+    checkins: Path | None, friendships: Path | None, *, slots: int | None, tz: str | None
+) -> tuple[Any, Any]:
+    """Return the check-ins and the trained relations of the files, None without one."""
+    from shoal.data.checkins import read_checkins, read_friendships
+
+    log = None if checkins is None else read_checkins(checkins, slots=slots, tz=tz)
+    if friendships is None:
+        return log, None
+    from shoal.spatial import SocialEmbedding
+
+    edges = read_friendships(friendships).edges
+    users = list(dict.fromkeys(edges.ravel().tolist()))
+    return log, SocialEmbedding.fit(edges, users=users)
 
 
 def _refuse_occupied(folder: Path, *, force: bool) -> None:
@@ -243,6 +286,9 @@ def _query_options(command: _F) -> _F:
             click.option("--decay", metavar="FORM:KM", help="linear, saturation, exp or gauss."),
             click.option("--without", multiple=True, help="Words that no answer may have."),
             click.option("--text", type=click.Choice(["coverage", "bm25"]), default="coverage"),
+            click.option("--when", help="A slot, or a time such as 2026-05-01T19:30+03:00."),
+            click.option("--user", help="Whose relations count."),
+            click.option("--social", type=click.Choice(["embedding", "friends"])),
         ]
     ):
         command = option(command)
@@ -256,6 +302,7 @@ def _asked(options: dict[str, Any]) -> Any:
     area = options.get("within")
     if area and _is_file(area):
         options["within"] = Path(area).read_text(encoding="utf-8")
+    options["at"] = options.pop("when", None)
     for name in ("keywords", "without"):
         if name in options:
             options[name] = " ".join(options[name])

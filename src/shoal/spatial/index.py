@@ -67,7 +67,7 @@ class SpatialKeywordIndex(IndexReader):
         checkins: CheckinLog | None = None,
         social: SocialEmbedding | None = None,
         categories: Any = None,
-        time_zones: Sequence[str] | None = None,
+        time_zones: Sequence[str | None] | None = None,
         layout: Literal["packed", "quad_cluster", "netr"] | None = None,
         analyzer: Literal["words", "exact"] | None = None,
         config: SpatialKeywordIndexConfig | None = None,
@@ -96,7 +96,7 @@ class SpatialKeywordIndex(IndexReader):
             Vectors and friends of the users.
         categories : sequence [n], optional
             Category of each place, for the prior of its visiting times.
-        time_zones : sequence of str [n], optional
+        time_zones : sequence of str or None [n], optional
             Time zone of each place; by default ``config.tz`` for all.
         layout, analyzer : str, optional
             As in :class:`SpatialKeywordIndexConfig`, which they override.

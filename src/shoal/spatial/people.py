@@ -74,7 +74,7 @@ class People:
         checkins: CheckinLog | None = None,
         social: SocialEmbedding | None = None,
         categories: Any = None,
-        time_zones: Sequence[str] | None = None,
+        time_zones: Sequence[str | None] | None = None,
     ) -> People:
         """Gather the users of some places.
 
@@ -92,8 +92,9 @@ class People:
             The users' vectors and friends.
         categories : sequence [n], optional
             Category of each place (texts or whole numbers), for the prior of its times.
-        time_zones : sequence of str [n], optional
-            Zone of each place; by default ``config.tz`` for all.
+        time_zones : sequence of str or None [n], optional
+            Zone of each place; by default ``config.tz`` for all. The times of a
+            place without one count for no slot.
 
         Raises
         ------
@@ -295,7 +296,7 @@ def _slots(
     place: npt.NDArray[np.int64],
     keys: npt.NDArray[np.int64],
     config: SpatialKeywordIndexConfig,
-    time_zones: Sequence[str] | None,
+    time_zones: Sequence[str | None] | None,
 ) -> npt.NDArray[np.int64]:
     if checkins.slots is not None:
         if checkins.slots != config.time_slots:
@@ -314,9 +315,9 @@ def _slots(
         return slots_of_unix(checkins.time, [config.tz], slots=config.time_slots)
     if len(time_zones) != len(keys):
         raise InputError(f"{len(time_zones)} time zones for {len(keys)} places", field="time_zones")
-    zones = list(dict.fromkeys(time_zones))
-    number = {zone: i for i, zone in enumerate(zones)}
-    of_place = np.array([number[zone] for zone in time_zones], dtype=np.int64)
+    zones = list(dict.fromkeys(zone for zone in time_zones if zone is not None))
+    number: dict[str | None, int] = {zone: i for i, zone in enumerate(zones)}
+    of_place = np.array([number.get(zone, -1) for zone in time_zones], dtype=np.int64)
     order = np.argsort(keys, kind="stable")
     row = order[np.searchsorted(keys[order], place)]
     return slots_of_unix(checkins.time, zones, of_place[row], slots=config.time_slots)

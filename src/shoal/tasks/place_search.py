@@ -18,6 +18,8 @@ A refusal is a problem document (RFC 9457) naming the field.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import re
 import threading
 import time
@@ -35,7 +37,17 @@ from shoal.spatial.request import Query
 from shoal.spatial.results import TopK
 from shoal.spatial.textform import parse_query
 
-__all__ = ["PlaceSearch", "create_app", "problem", "read_options", "refusal", "search_handlers"]
+__all__ = [
+    "PlaceSearch",
+    "create_app",
+    "follow",
+    "problem",
+    "read_options",
+    "refusal",
+    "search_handlers",
+]
+
+_log = logging.getLogger(__name__)
 
 #: Most answers of one request: a page or a map cannot show more.
 MAX_RESULTS = 500
@@ -194,6 +206,19 @@ def search_handlers(service: PlaceSearch) -> list[ControllerRouterHandler]:
         return service.about()
 
     return [search, explain, about]
+
+
+async def follow(index: SpatialKeywordIndex, every_s: float = 2.0) -> None:
+    """Keep an index that was opened for reading at its writer's newest state, until cancelled.
+
+    A state that cannot be read (a disk that fails) is logged, and tried again.
+    """
+    while True:
+        await asyncio.sleep(every_s)
+        try:
+            await asyncio.to_thread(index.refresh)
+        except ShoalError as error:
+            _log.warning("the index could not be refreshed: %s", error)
 
 
 def create_app(index: SpatialKeywordIndex, *, title: str = "places") -> Litestar:
