@@ -524,16 +524,29 @@ def friendships(path: Path, seed: int, *, quick: bool) -> dict[str, Any]:
     known = np.unique(old[:, 0] * n + old[:, 1])
     later = np.unique(new[:, 0] * n + new[:, 1])
     to_come = np.column_stack(np.divmod(later[~np.isin(later, known)], n))
+    mixer = philox(seed, "alike")
     drawn = np.sort(philox(seed, "strangers").integers(0, n, (60_000, 2)), axis=1)
     code = drawn[:, 0] * n + drawn[:, 1]
     strangers = drawn[(drawn[:, 0] != drawn[:, 1]) & ~np.isin(code, np.union1d(known, later))]
 
-    def area_of(made: SocialEmbedding) -> float:
-        friends, others = (
-            np.einsum("ij,ij->i", made.vectors[pairs[:, 0]], made.vectors[pairs[:, 1]])
-            for pairs in (to_come, strangers)
-        )
-        return round(area(friends, others), 4)
+    # Strangers with the degrees of the friends to come: who is popular no longer helps.
+    swapped = np.column_stack(
+        [
+            np.tile(to_come[:, 0], 10),
+            np.concatenate([mixer.permutation(to_come[:, 1]) for _ in range(10)]),
+        ]
+    )
+    swapped.sort(axis=1)
+    code = swapped[:, 0] * n + swapped[:, 1]
+    alike = swapped[(swapped[:, 0] != swapped[:, 1]) & ~np.isin(code, np.union1d(known, later))]
+
+    def areas(score: Callable[[Array], Array]) -> tuple[float, float]:
+        mine = score(to_come)
+        return round(area(mine, score(strangers)), 4), round(area(mine, score(alike)), 4)
+
+    def areas_of(made: SocialEmbedding) -> tuple[float, float]:
+        z = made.vectors
+        return areas(lambda pairs: np.einsum("ij,ij->i", z[pairs[:, 0]], z[pairs[:, 1]]))
 
     adjacency = np.zeros((n, n), dtype=np.float32)
     adjacency[old[:, 0], old[:, 1]] = adjacency[old[:, 1], old[:, 0]] = 1
@@ -545,16 +558,14 @@ def friendships(path: Path, seed: int, *, quick: bool) -> dict[str, Any]:
         "to_come": len(to_come),
         "strangers": len(strangers),
         "auc": {},
+        "auc_of_equal_degrees": {},
         "auc_shuffled": {},
         "cpu_s": {},
-        "auc_baselines": {
-            name: round(area(*(table[p[:, 0], p[:, 1]] for p in (to_come, strangers))), 4)
-            for name, table in (
-                ("adamic_adar", common),
-                ("degree_product", np.outer(degree, degree)),
-            )
-        },
     }
+    for name, table in (("adamic_adar", common), ("degree_product", np.outer(degree, degree))):
+        out["auc"][name], out["auc_of_equal_degrees"][name] = areas(
+            lambda pairs, table=table: table[pairs[:, 0], pairs[:, 1]]
+        )
     names = philox(seed, "names").permutation(n)
     for method in ("svd", "line") if quick else ("svd", "node2vec", "line"):
         made, blind = (
@@ -567,7 +578,8 @@ def friendships(path: Path, seed: int, *, quick: bool) -> dict[str, Any]:
             )
             for edges in (old, names[old])
         )
-        out["auc"][method], out["auc_shuffled"][method] = area_of(made), area_of(blind)
+        out["auc"][method], out["auc_of_equal_degrees"][method] = areas_of(made)
+        out["auc_shuffled"][method] = areas_of(blind)[0]
         out["cpu_s"][method] = round(made.report.cpu_seconds, 2)
     return out
 

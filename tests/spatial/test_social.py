@@ -368,6 +368,7 @@ def test_a_new_user_is_the_mean_of_his_friends():
     before = made.version
     new = made.add_user([0, 1, 1])
     assert new == 3
+    assert made.graph.pairs().tolist() == [[0, 3], [1, 3]]
     assert len(made) == 4
     np.testing.assert_allclose(made.vector(new), [math.sqrt(0.5)] * 2, atol=1e-7)
     assert made.version != before

@@ -217,6 +217,11 @@ class SocialEmbedding:
         return f"{self._base}.{self._changes}"
 
     @property
+    def graph(self) -> FriendGraph:
+        """Return all friendships as rows in CSR form, those added later included."""
+        return self._whole_graph()
+
+    @property
     def has_names(self) -> bool:
         """Say whether users have external ids."""
         return self._ids is not None
