@@ -56,10 +56,13 @@ BARS = {
 
 def measure(quick: bool, seed: int, data: Path, huge: bool) -> dict[str, Any]:
     """Run every part and return everything it found."""
+    from _qdrtree import warm
+
+    compiled = warm.start("packed", "quad_cluster")
     from _qdrtree import askq, quadcluster, upkeep, versus
 
     parts = {
-        "versus": lambda: versus.run(quick, seed, data),
+        "versus": lambda: versus.run(quick, seed, data, compiled),
         "askq": lambda: askq.run(quick, seed, data),
         "quad_cluster": lambda: quadcluster.run(quick, seed, data),
     }

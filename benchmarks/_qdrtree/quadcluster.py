@@ -39,8 +39,8 @@ def run(quick: bool, seed: int, data: Path) -> dict[str, Any]:
         quad, packed = ours.build(places, "quad_cluster"), ours.build(places)
         layout: Any = quad.snapshot().single()
         work: dict[str, Any] = {}
-        asks = make_asks(places, 60 if quick else 200, seed + 2)
-        for alpha in (0.5, 0.2) if places.specs else (1.0,):
+        asks = make_asks(places, 40 if quick else 200, seed + 2)
+        for alpha in ((0.5,) if quick else (0.5, 0.2)) if places.specs else (1.0,):
             options = _options(places, alpha)
             queries = [Query(point=(a.lon, a.lat), keywords=a.words, k=10, **options) for a in asks]
             rows = {}
