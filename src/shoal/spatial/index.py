@@ -129,7 +129,7 @@ class SpatialKeywordIndex(IndexReader):
             analyzer=config.analyzer,
         )
         people = None
-        if checkins is not None or social is not None or config.layout == "netr":
+        if checkins is not None or social is not None:
             people = People.build(
                 keys,
                 mapped,
@@ -139,15 +139,13 @@ class SpatialKeywordIndex(IndexReader):
                 categories=categories,
                 time_zones=time_zones,
             )
-        builder = LayoutBuilder(config, specs)
-        builder.visits = people.visits if people else None
         store = SegmentStore(
             specs,
-            builder,
+            LayoutBuilder(config, specs),
             load_layout,
             memtable_rows=config.memtable_rows,
             fan_in=config.fan_in,
-            visits=builder.visits,
+            visits=people.visits if people else None,
         )
         if len(columns):
             store.upsert(columns)
@@ -371,7 +369,7 @@ class SpatialKeywordIndex(IndexReader):
         builder.config, builder.specs = state.config, tuple(store.specs)
         store.memtable_rows, store.fan_in = state.config.memtable_rows, state.config.fan_in
         if state.people is not None:
-            builder.visits = store.visits = state.people.visits
+            store.visits = state.people.visits
         return cls(store, state)
 
     def refresh(self) -> bool:

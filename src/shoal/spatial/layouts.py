@@ -12,7 +12,6 @@ from shoal.core.errors import IntegrityError
 from shoal.spatial.columns import AttributeSpec, Layout, PlaceColumns
 from shoal.spatial.config import SpatialKeywordIndexConfig
 from shoal.spatial.packed import PackedLayout
-from shoal.spatial.visits import VisitStore
 
 __all__ = ["LayoutBuilder", "load_layout"]
 
@@ -34,8 +33,6 @@ class LayoutBuilder:
     ) -> None:
         self.config = config or SpatialKeywordIndexConfig()
         self.specs = tuple(specs)
-        #: Check-ins and users, for ``netr``.
-        self.visits: VisitStore | None = None
 
     def __call__(self, columns: PlaceColumns) -> Layout:
         """Return the places, arranged."""
@@ -43,6 +40,10 @@ class LayoutBuilder:
             from shoal.spatial.qdrtree import QuadClusterLayout  # noqa: PLC0415 - only where used
 
             return QuadClusterLayout.build(columns, self.specs, seed=self.config.seed)
+        if self.config.layout == "netr":
+            from shoal.spatial.netrtree import NetrLayout  # noqa: PLC0415 - only where used
+
+            return NetrLayout.build(columns, self.specs, seed=self.config.seed)
         return PackedLayout.build(columns, self.specs)
 
 
@@ -64,4 +65,9 @@ def load_layout(
 
         clustered: Layout = QuadClusterLayout.from_arrays(dict(arrays), dict(meta))
         return clustered
+    if name == "netr":
+        from shoal.spatial.netrtree import NetrLayout  # noqa: PLC0415 - only where used
+
+        social: Layout = NetrLayout.from_arrays(dict(arrays), dict(meta))
+        return social
     raise IntegrityError(f"unknown layout {name!r}")
