@@ -113,7 +113,8 @@ def build(
     """Build an index FOLDER of the places in SOURCE.
 
     Columns with a usual name (lon, latitude, id, tags, ...) are found. The
-    folder appears whole or not at all.
+    folder appears whole or not at all. SOURCE "sample" stands for the 4,000 cities
+    of GeoNames that come with shoal.
     """
     _refuse_occupied(folder, force=force)
     from shoal.core.progress import progress
@@ -127,7 +128,8 @@ def build(
     log, social = _people(checkins, friendships, slots=config.time_slots if slots else None, tz=tz)
     started = time.perf_counter()
     with progress("reading places", 3) as bar:
-        table = read_places(
+        read = read_places if not _is_sample(source) else _sample
+        table = read(
             source,
             format=form,
             lon=columns["lon"],
@@ -165,6 +167,27 @@ def build(
             _save(index, folder)
         bar.advance()
     _say_built(out, table, folder, index, time.perf_counter() - started)
+
+
+def _is_sample(source: Path) -> bool:
+    return str(source) == "sample" and not source.exists()
+
+
+def _sample(_source: Path, *, attributes: dict[str, str] | None, **_options: Any) -> PlaceTable:
+    """Return the shipped sample with the attributes that are wanted."""
+    import dataclasses
+
+    from shoal.data.places import load_places_sample
+
+    table = load_places_sample()
+    wanted = attributes or {}
+    unknown = sorted(set(wanted.values()) - set(table.attributes))
+    if unknown:
+        raise InputError(
+            f"the sample has {', '.join(table.attributes)}", field="attribute", value=unknown[0]
+        )
+    chosen = {name: table.attributes[column] for name, column in wanted.items()}
+    return dataclasses.replace(table, attributes=chosen)
 
 
 def _people(
