@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from llvmlite import ir
 from numba import carray, njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "load_u4",
     "load_u8",
     "node_bounds",
+    "prefetch",
     "transpose",
     "transpose_back",
     "unit_vectors",
@@ -32,8 +35,11 @@ __all__ = [
     "view_f8",
     "view_f8x2",
     "view_i4",
+    "view_i8",
+    "view_i8x2",
     "view_u1",
     "view_u4",
+    "view_u8",
 ]
 
 #: Children of a node; rows of a leaf; postings of a block.
@@ -82,37 +88,70 @@ load_f4 = _loader(types.float32, types.float64)
 load_f8 = _loader(types.float64, types.float64)
 
 
-@njit
+@intrinsic
+def prefetch(typingctx, address):
+    """Ask for the cache line at an address without waiting for it."""
+
+    def codegen(context, builder, signature, arguments):
+        line = builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [line.type, number, number, number])
+        hint = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(hint, [line, number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@njit(error_model="numpy")
 def view_u1(address, n):
     """Return the uint8 array of ``n`` entries at an address."""
     return carray(_pointer(address), (n,), np.uint8)
 
 
-@njit
+@njit(error_model="numpy")
 def view_u4(address, n):
     """Return the uint32 array of ``n`` entries at an address."""
     return carray(_pointer(address), (n,), np.uint32)
 
 
-@njit
+@njit(error_model="numpy")
 def view_i4(address, n):
     """Return the int32 array of ``n`` entries at an address."""
     return carray(_pointer(address), (n,), np.int32)
 
 
-@njit
+@njit(error_model="numpy")
 def view_f8(address, n):
     """Return the float64 array of ``n`` entries at an address."""
     return carray(_pointer(address), (n,), np.float64)
 
 
-@njit
+@njit(error_model="numpy")
+def view_u8(address, n):
+    """Return the uint64 array of ``n`` entries at an address."""
+    return carray(_pointer(address), (n,), np.uint64)
+
+
+@njit(error_model="numpy")
+def view_i8(address, n):
+    """Return the int64 array of ``n`` entries at an address."""
+    return carray(_pointer(address), (n,), np.int64)
+
+
+@njit(error_model="numpy")
+def view_i8x2(address, n, m):
+    """Return the int64 array [n, m] at an address."""
+    return carray(_pointer(address), (n, m), np.int64)
+
+
+@njit(error_model="numpy")
 def view_f4x2(address, n, m):
     """Return the float32 array [n, m] at an address."""
     return carray(_pointer(address), (n, m), np.float32)
 
 
-@njit
+@njit(error_model="numpy")
 def view_f8x2(address, n, m):
     """Return the float64 array [n, m] at an address."""
     return carray(_pointer(address), (n, m), np.float64)
@@ -121,7 +160,7 @@ def view_f8x2(address, n, m):
 # --- curve -----------------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def hilbert_keys(lon, lat, out):
     """Set ``out`` (uint64 [n]) to the place of each position on the curve of ``curve``."""
     scale = _CELLS / 360.0
@@ -147,7 +186,7 @@ def hilbert_keys(lon, lat, out):
 # --- dictionary ------------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def first_unsorted(blob, offsets):
     """Return the first word that is not behind its predecessor, -1 if all are."""
     for i in range(1, len(offsets) - 1):
@@ -161,7 +200,7 @@ def first_unsorted(blob, offsets):
     return -1
 
 
-@njit
+@njit(error_model="numpy")
 def _hash(blob, start, stop):
     # FNV-1a, with a finish that brings the upper bits to use.
     code = np.uint64(14695981039346656037)
@@ -172,12 +211,12 @@ def _hash(blob, start, stop):
     return code ^ (code >> np.uint64(29))
 
 
-@njit
+@njit(error_model="numpy")
 def _slot(code, slots):
     return np.int64(((code >> np.uint64(32)) * np.uint64(slots)) >> np.uint64(32))
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def fill_table(blob, offsets, table, bits):
     """Fill the hash table of ``terms.Terms``, all entries of which are empty."""
     slots = len(table)
@@ -192,7 +231,7 @@ def fill_table(blob, offsets, table, bits):
         table[slot] = np.uint32(mark | np.uint64(word))
 
 
-@njit
+@njit(error_model="numpy")
 def find_word(text, start, stop, blob, offsets, table, slots, bits):
     """Return the id of the word ``text[start:stop]``, -1 if there is none.
 
@@ -222,7 +261,7 @@ def find_word(text, start, stop, blob, offsets, table, slots, bits):
             slot = 0
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def find_words(text, ends, addresses, bits, out):
     """Set ``out[i]`` to the id of the word ``text[ends[i]:ends[i + 1]]``.
 
@@ -238,7 +277,7 @@ def find_words(text, ends, addresses, bits, out):
 # --- postings --------------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def transpose(order, word_ptr, word_ids, ptr, post, lengths):
     """Turn places -> words into word -> rows, row ``r`` being the place ``order[r]``.
 
@@ -259,7 +298,7 @@ def transpose(order, word_ptr, word_ids, ptr, post, lengths):
             place[word] += np.uint32(1)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def transpose_back(ptr, post, word_ptr, word_ids):
     """Turn word -> rows into rows -> words; ``word_ptr`` int64 [n + 1] is given."""
     place = word_ptr[:-1].copy()
@@ -273,7 +312,7 @@ def transpose_back(ptr, post, word_ptr, word_ids):
 # --- bounds ----------------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def unit_vectors(lon, lat, out):
     """Set ``out`` (float64 [n, 3]) to the points of the unit sphere."""
     for i in range(len(lon)):
@@ -283,7 +322,7 @@ def unit_vectors(lon, lat, out):
         out[i, 2] = math.sin(lat[i] * _RAD)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def cost_bounds(values, low, span, neutral, out_low, out_high):
     """Set bounds of one attribute's cost (lower is better) in 255ths, row by row.
 
@@ -308,7 +347,7 @@ def cost_bounds(values, low, span, neutral, out_low, out_high):
         out_high[row] = above
 
 
-@njit
+@njit(error_model="numpy")
 def _gather(rows, first, stop, implicit, xyz, low, high, node, boxes, node_low, node_high):
     """Set a node's bounds from rows ``first .. stop``, or from ``rows[first:stop]``."""
     for axis in range(3):
@@ -327,7 +366,7 @@ def _gather(rows, first, stop, implicit, xyz, low, high, node, boxes, node_low, 
             node_high[node, j] = max(node_high[node, j], high[row, j])
 
 
-@njit
+@njit(error_model="numpy")
 def _merge(first, stop, node, boxes, node_low, node_high):
     """Set a node's bounds from those of the nodes ``first .. stop``."""
     for axis in range(3):
@@ -345,7 +384,7 @@ def _merge(first, stop, node, boxes, node_low, node_high):
             node_high[node, j] = max(node_high[node, j], node_high[child, j])
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def node_bounds(level_start, rows, xyz, low, high, boxes, node_low, node_high):
     """Fill the tree over all rows; ``rows`` is an empty uint32 array (rows are themselves)."""
     n = len(xyz)
@@ -373,7 +412,7 @@ def node_bounds(level_start, rows, xyz, low, high, boxes, node_low, node_high):
                 _merge(below + i * FAN_OUT, stop, start + i, boxes, node_low, node_high)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def block_bounds(words, starts, ptr, post, xyz, low, high, boxes, node_low, node_high):
     """Fill the trees over the postings of ``words``; tree ``t`` begins at node ``starts[t]``."""
     for tree in range(len(words)):

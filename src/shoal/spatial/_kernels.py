@@ -47,7 +47,7 @@ from shoal.spatial._score import (
     unit_vector,
 )
 
-__all__ = ["MAX_WORDS", "bounds_of_nodes", "parts", "search"]
+__all__ = ["MAX_WORDS", "bounds_of_nodes", "parts", "search_any_tree"]
 
 #: Most words of a query, and most words it excludes.
 MAX_WORDS = 64
@@ -91,7 +91,7 @@ WEIGHTS = 18
 REALS = WEIGHTS + MAX_WORDS
 
 
-@njit
+@njit(error_model="numpy")
 def locate(qf):
     """Fill in what follows from the query's point."""
     qf[COS_LAT] = math.cos(qf[LAT] * _RAD)
@@ -101,7 +101,7 @@ def locate(qf):
 # --- postings --------------------------------------------------------------------------------
 
 
-@njit
+@njit(error_model="numpy")
 def lower_bound(post, first, stop, row):
     """Return the first place in ``post[first:stop]`` (an address) that is not below ``row``."""
     while first < stop:
@@ -113,14 +113,14 @@ def lower_bound(post, first, stop, row):
     return first
 
 
-@njit
+@njit(error_model="numpy")
 def has_row(post, first, stop, row):
     """Say whether ``row`` is in ``post[first:stop]`` (an address)."""
     i = lower_bound(post, first, stop, row)
     return i < stop and load_u4(post, i) == row
 
 
-@njit
+@njit(error_model="numpy")
 def tree_of(a, word):
     """Return the first node of a word's tree, -1 if it has none."""
     bits = load_u8(a[TREE_BITS], word >> 6)
@@ -138,7 +138,7 @@ def tree_of(a, word):
 # --- the parts of one row --------------------------------------------------------------------
 
 
-@njit
+@njit(error_model="numpy")
 def place_of(a, row):
     """Return (lon, lat) of a row, degrees."""
     n = a[N]
@@ -152,20 +152,20 @@ def place_of(a, row):
     )
 
 
-@njit
+@njit(error_model="numpy")
 def distance_of(a, qf, row):
     """Return the distance of a row, kilometres."""
     lon, lat = place_of(a, row)
     return distance_km(qf[LON], qf[LAT], qf[COS_LAT], lon, lat)
 
 
-@njit
+@njit(error_model="numpy")
 def decayed(qi, qf, km):
     """Return the space part at a distance."""
     return decay_of(qi[DECAY_KIND], qf[SCALE], km)
 
 
-@njit
+@njit(error_model="numpy")
 def damping_of(a, qf, row):
     """Return what BM25 leaves of the text part of a row."""
     length = load_u4(a[LENGTHS], row) if a[LONG] else load_u2(a[LENGTHS], row)
@@ -174,7 +174,7 @@ def damping_of(a, qf, row):
     return min(1.0, (1.0 + k1 * (1.0 - b)) / full)
 
 
-@njit
+@njit(error_model="numpy")
 def value_of(a, column, row):
     """Return an attribute of a row."""
     if a[WIDE]:
@@ -182,7 +182,7 @@ def value_of(a, column, row):
     return load_f4(a[VALUES32], column * a[N] + row)
 
 
-@njit
+@njit(error_model="numpy")
 def attributes_of(a, qi, qf, row, neutral):
     """Return the attribute part of a row; -1 if a missing value excludes it.
 
@@ -207,7 +207,7 @@ def attributes_of(a, qi, qf, row, neutral):
     return 1.0 - total
 
 
-@njit
+@njit(error_model="numpy")
 def blend(qf, space, text, attributes):
     """Return the score of three parts."""
     score = 0.0
@@ -220,7 +220,7 @@ def blend(qf, space, text, attributes):
     return score
 
 
-@njit
+@njit(error_model="numpy")
 def allowed(a, qi, qf, row):
     """Say whether excluded words, filters and region let a row pass."""
     for j in range(qi[N_WITHOUT]):
@@ -252,13 +252,13 @@ def allowed(a, qi, qf, row):
 # --- bounds ----------------------------------------------------------------------------------
 
 
-@njit
+@njit(error_model="numpy")
 def box_distance2(boxes, node, x, y, z):
     """Return the squared chord from a unit vector to box ``node`` (``boxes`` an address)."""
     return box_chord2(x, y, z, view_f4x2(boxes, node + 1, 6), node)
 
 
-@njit
+@njit(error_model="numpy")
 def space_bound(qi, qf, km):
     """Return the largest space part at ``km`` or farther."""
     space = decayed(qi, qf, km)
@@ -267,7 +267,7 @@ def space_bound(qi, qf, km):
     return space
 
 
-@njit
+@njit(error_model="numpy")
 def attribute_bound(a, qi, qf, low, high, node):
     """Return the largest attribute part of a node's rows."""
     total = 0.0
@@ -280,7 +280,7 @@ def attribute_bound(a, qi, qf, low, high, node):
     return 1.0 - total
 
 
-@njit
+@njit(error_model="numpy")
 def node_bound(a, qi, qf, blocks, node, text):
     """Return (no score below the node is above this, nor a distance below this).
 
@@ -318,7 +318,7 @@ def node_bound(a, qi, qf, blocks, node, text):
 # --- the best so far -------------------------------------------------------------------------
 
 
-@njit
+@njit(error_model="numpy")
 def hopeless(score, km, best, count, k, worst):
     """Say whether nothing of this score (at most) and distance (at least) is among the best."""
     if count < k:
@@ -327,7 +327,7 @@ def hopeless(score, km, best, count, k, worst):
     return score < least or (score == least and km > best[1][worst])
 
 
-@njit
+@njit(error_model="numpy")
 def _swap(best, i, j):
     best[0][i], best[0][j] = best[0][j], best[0][i]
     best[1][i], best[1][j] = best[1][j], best[1][i]
@@ -335,7 +335,7 @@ def _swap(best, i, j):
     best[3][i], best[3][j] = best[3][j], best[3][i]
 
 
-@njit
+@njit(error_model="numpy")
 def _sink(best, i, size):
     """Put entry ``i`` of a heap with the worst on top in its place."""
     scores, kms, keys = best[0], best[1], best[2]
@@ -354,7 +354,7 @@ def _sink(best, i, size):
         i = child
 
 
-@njit
+@njit(error_model="numpy")
 def _offer_heap(best, count, k, score, km, key, row):
     scores, kms, keys = best[0], best[1], best[2]
     if count == k:
@@ -373,14 +373,14 @@ def _offer_heap(best, count, k, score, km, key, row):
     return count + 1
 
 
-@njit
+@njit(error_model="numpy")
 def heap_of_best(best, count):
     """Turn sorted answers (the best first) into a heap with the worst on top."""
     for i in range(count // 2):
         _swap(best, i, count - 1 - i)
 
 
-@njit
+@njit(error_model="numpy")
 def sort_heap(best, count):
     """Turn a heap with the worst on top into sorted answers, the best first."""
     for size in range(count - 1, 0, -1):
@@ -388,7 +388,7 @@ def sort_heap(best, count):
         _sink(best, 0, size)
 
 
-@njit
+@njit(error_model="numpy")
 def put(best, count, k, score, km, key, row):
     """Offer one answer to the best ``k``, sorted or in a heap; return their new number."""
     if k > HEAPED:
@@ -399,7 +399,7 @@ def put(best, count, k, score, km, key, row):
 # --- the queue: smallest key first -----------------------------------------------------------
 
 
-@njit
+@njit(error_model="numpy")
 def queue_key(bound, km):
     """Return a key that puts high bounds first and, where they are equal, near nodes."""
     steps = np.uint64(max(0.0, min(bound, 1.0)) * _STEPS)
@@ -407,7 +407,7 @@ def queue_key(bound, km):
     return ((np.uint64(0xFFFFFFFF) - steps) << np.uint64(32)) | near
 
 
-@njit
+@njit(error_model="numpy")
 def queue_push(heap, entries, size, key, entry):
     """Put an entry in the queue, which has room for it; return the new size."""
     i = size
@@ -423,7 +423,7 @@ def queue_push(heap, entries, size, key, entry):
     return size + 1
 
 
-@njit
+@njit(error_model="numpy")
 def queue_pop(heap, entries, size):
     """Take the first entry away; return the new size."""
     size -= 1
@@ -445,7 +445,7 @@ def queue_pop(heap, entries, size):
     return size
 
 
-@njit
+@njit(error_model="numpy")
 def _grown(array, size):
     larger = np.empty(size, array.dtype)
     larger[: len(array)] = array
@@ -455,7 +455,7 @@ def _grown(array, size):
 # --- looking at rows one by one --------------------------------------------------------------
 
 
-@njit
+@njit(error_model="numpy")
 def _text_of(a, qi, qf, row, ranges, base, order, tree):
     """Return the text part of a row, -1 if a word of an earlier tree has it or none does."""
     text = 0.0
@@ -470,7 +470,7 @@ def _text_of(a, qi, qf, row, ranges, base, order, tree):
     return text if found else -1.0
 
 
-@njit
+@njit(error_model="numpy")
 def scan(a, qi, qf, best, count, word, first, stop, ranges, base, order, tree, full_text, stats):
     """Offer the rows ``post[first:stop]`` of a word (-1: the rows ``first .. stop`` themselves).
 
@@ -529,7 +529,7 @@ def scan(a, qi, qf, best, count, word, first, stop, ranges, base, order, tree, f
 # --- the search ------------------------------------------------------------------------------
 
 
-@njit
+@njit(error_model="numpy")
 def _rows_of(a, tree, first_post, last_post, level, i):
     """Return the range of rows that node ``i`` of a level covers."""
     size = np.int64(FAN_OUT) << (4 * level)
@@ -540,7 +540,7 @@ def _rows_of(a, tree, first_post, last_post, level, i):
     return load_u4(a[POST], first), load_u4(a[POST], last) + 1
 
 
-@njit
+@njit(error_model="numpy")
 def _prepare(a, qi, qf, ranges, order, tables):
     """Fill the words' postings, their order (rare first), and their trees; say which to search.
 
@@ -602,27 +602,14 @@ def _prepare(a, qi, qf, ranges, order, tables):
     return 1, rarest
 
 
-@njit(cache=True, nogil=True)
-def search(a, qi, qf, scores, kms, keys, rows, count, stats):
-    """Offer every row that can be among the best to the sorted answers; return their number.
+@njit(error_model="numpy")
+def search_any_tree(a, qi, qf, best, count, stats):
+    """Offer every row that can be among the best; return the number of answers.
 
     ``a`` describes the layout, ``qi`` and ``qf`` the query, in the places named above;
-    the answers' arrays have k places; ``stats`` int64 [3] are added to: nodes,
-    scored, looked at.
+    ``best`` are the answers' arrays of k places, sorted or a heap (``put``); ``stats``
+    int64 are added to: nodes, scored, looked at.
     """
-    locate(qf)
-    best = (scores, kms, keys, rows)
-    k = len(scores)
-    if k > HEAPED:
-        heap_of_best(best, count)
-    count = _search(a, qi, qf, best, count, stats)
-    if k > HEAPED:
-        sort_heap(best, count)
-    return count
-
-
-@njit
-def _search(a, qi, qf, best, count, stats):
     k = len(best[0])
     worst = 0 if k > HEAPED else k - 1
     words = qi[N_WORDS]
@@ -821,7 +808,7 @@ def _search(a, qi, qf, best, count, stats):
 # --- one row's parts, and bounds for tests ----------------------------------------------------
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def parts(a, qi, qf, rows, out, km_out, qualifies):
     """Fill the parts [m, 5], the distances and the membership of rows."""
     locate(qf)
@@ -852,7 +839,7 @@ def parts(a, qi, qf, rows, out, km_out, qualifies):
         qualifies[i] = good and allowed(a, qi, qf, row)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def bounds_of_nodes(a, qi, qf, blocks, text, out, km_out):
     """Set the bound and the distance of every node of the tree over rows, or of all blocks."""
     locate(qf)

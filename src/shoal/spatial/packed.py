@@ -16,11 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.core.errors import InputError, IntegrityError, LimitError
+from shoal.spatial import _block_kernels as fast
 from shoal.spatial import _build_kernels as building
 from shoal.spatial import _kernels as kernels
 from shoal.spatial.columns import AttributeSpec, PlaceColumns, SearchStats
 from shoal.spatial.curve import hilbert_order
 from shoal.spatial.packed_query import encode_query
+from shoal.spatial.packed_searcher import PackedSearcher, is_plain, make_state
 from shoal.spatial.query import Answers, QueryPlan
 from shoal.spatial.terms import Terms
 
@@ -262,22 +264,20 @@ class PackedLayout:
                 )
             live = np.ascontiguousarray(live)
             integers[kernels.LIVE] = live.ctypes.data
-        touched = np.zeros(3, dtype=np.int64)
-        answers.count = kernels.search(
-            self._described,
-            integers,
-            reals,
-            answers.scores,
-            answers.kms,
-            answers.keys,
-            answers.rows,
-            answers.count,
-            touched,
-        )
+        touched = np.zeros(5, dtype=np.int64)
+        integers[kernels.K] = answers.k
+        plain = live is None and is_plain(plan)
+        state = make_state(self, integers, reals, answers, touched, plain=plain)
+        state[fast.MODE] = fast.COMPLETE
+        answers.count = fast.answer(state, 0.0, 0.0, 0, b"")
         if stats is not None:
             stats.nodes += int(touched[0])
             stats.scored += int(touched[1])
             stats.looked_at += int(touched[2])
+
+    def searcher(self, plan: QueryPlan) -> PackedSearcher:
+        """Return a prepared query: ``plan`` but for point and words, which its calls give."""
+        return PackedSearcher(self, plan)
 
     def parts(
         self, plan: QueryPlan, rows: npt.NDArray[np.int64]
@@ -469,7 +469,7 @@ def _add_trees(
         neutral = spec.missing == "neutral"
         building.cost_bounds(values, spec.low, spec.span, neutral, bounds[0], bounds[1])
         low[:, j], high[:, j] = bounds
-    counts = []
+    counts: list[int] = []
     nodes = n
     while nodes > 1 or (nodes and not counts):
         nodes = -(-nodes // _FAN_OUT)

@@ -1,0 +1,720 @@
+"""The fast searches: all words, or any word, by the words' own trees over their postings.
+
+They answer queries with a point and without filters, area, excluded words, BM25 and
+deaths; ``_kernels`` answers the others. What makes them fast is that memory is asked
+for early: the rows of a block are known before the first of them is looked at.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+from shoal.spatial._build_kernels import (
+    FAN_OUT,
+    find_word,
+    load_f8,
+    load_i8,
+    load_u1,
+    load_u4,
+    prefetch,
+    view_f8,
+    view_i8,
+    view_i8x2,
+    view_u4,
+    view_u8,
+)
+from shoal.spatial._kernels import (
+    BITS,
+    BLOB,
+    BLOCK_BOXES,
+    BLOCK_HIGH,
+    BLOCK_LOW,
+    COS_LAT,
+    EXACT,
+    FLIP,
+    HEAPED,
+    KEYS,
+    LAT,
+    LAT32,
+    LAT64,
+    LAYOUT_SIZE,
+    LIVE,
+    LON,
+    LON32,
+    LON64,
+    MATCH,
+    MAX_KM,
+    MAX_WORDS,
+    N_PREFER,
+    N_WORDS,
+    OFFSETS,
+    POST,
+    PREFER,
+    PREFER_WEIGHT,
+    PTR,
+    SLOTS,
+    TABLE,
+    VALUES32,
+    VALUES64,
+    W_ATTRIBUTES,
+    W_SPACE,
+    WEIGHTS,
+    WIDE,
+    WORDS,
+    D,
+    K,
+    N,
+    X,
+    Y,
+    Z,
+    _grown,
+    attributes_of,
+    blend,
+    box_distance2,
+    decayed,
+    distance_of,
+    heap_of_best,
+    locate,
+    lower_bound,
+    place_of,
+    put,
+    queue_key,
+    queue_pop,
+    queue_push,
+    search_any_tree,
+    sort_heap,
+    space_bound,
+    tree_of,
+)
+from shoal.spatial._score import EARTH_KM
+
+__all__ = ["STATE_SIZE", "WORK_BYTES", "answer", "least_km", "near_km"]
+
+#: Nodes for which a search has room at first.
+ROOM = 1024
+#: Postings of the rarest word that are looked at without a tree.
+FEW = 64
+#: Postings that are looked at without going deeper where the words hardly ever meet.
+SELDOM = 4096
+
+_ALL = 1
+_RAD = math.pi / 180.0
+
+
+@njit(error_model="numpy")
+def near_km(chord2):
+    """Return a distance that is never above the great-circle distance of that chord.
+
+    The first terms of the series of the arc sine, all of which are positive: much
+    cheaper than the arc sine, and hardly less below 5,000 km. Shortened as
+    ``_score.km_of_chord2`` is.
+    """
+    half = 0.5 * math.sqrt(chord2)
+    t = half * half
+    arc = half * (1.0 + t * (1.0 / 6.0 + t * (0.075 + t * 0.0446428)))
+    return max(0.0, 2.0 * EARTH_KM * arc * (1.0 - 1e-9) - 1e-7)
+
+
+@njit(error_model="numpy")
+def least_km(qf, lon, lat):
+    """Return a distance that is never above that of a position, without trigonometry.
+
+    ``sin u >= u - u^3 / 6`` and ``cos(p + d) >= cos p (1 - d^2 / 2) - |sin p| d`` in
+    the haversine form, and ``asin x >= x``.
+    """
+    across = abs(lon - qf[LON])
+    across = min(across, 360.0 - across) * (0.5 * _RAD)
+    up = abs(lat - qf[LAT]) * _RAD
+    half = 0.5 * up
+    half *= 1.0 - half * half * (1.0 / 6.0)
+    h = half * half
+    cos_other = qf[COS_LAT] * (1.0 - 0.5 * up * up) - abs(qf[Z]) * up
+    if cos_other > 0.0:
+        across *= 1.0 - across * across * (1.0 / 6.0)
+        h += qf[COS_LAT] * cos_other * across * across
+    return max(0.0, 2.0 * EARTH_KM * math.sqrt(h) * (1.0 - 1e-9) - 1e-7)
+
+
+@njit(error_model="numpy")
+def too_far(a, qi, qf, best, count, worst, row, text, attributes):
+    """Say whether a cheap look at a row's position shows that it is not among the best."""
+    lon, lat = place_of(a, row)
+    km = least_km(qf, lon, lat)
+    if km > qf[MAX_KM]:
+        return True
+    if count < len(best[0]):
+        return False
+    space = space_bound(qi, qf, km) if qf[W_SPACE] > 0.0 else 0.0
+    score = blend(qf, space, text, attributes)
+    return score < best[0][worst] or (score == best[0][worst] and km > best[1][worst])
+
+
+@njit(error_model="numpy")
+def gallop(post, first, stop, row):
+    """As ``lower_bound``, quick if the place is near ``first``."""
+    if first >= stop or load_u4(post, first) >= row:
+        return first
+    step = 1
+    while first + step < stop and load_u4(post, first + step) < row:
+        first += step
+        step <<= 1
+    return lower_bound(post, first + 1, min(stop, first + step), row)
+
+
+@njit(error_model="numpy")
+def ask_for_rows(a, first, stop, values):
+    """Ask for the memory of the rows ``post[first:stop]``."""
+    n = a[N]
+    for i in range(first, stop):
+        row = load_u4(a[POST], i)
+        if a[EXACT]:
+            prefetch(a[LON64] + 8 * row)
+            prefetch(a[LAT64] + 8 * row)
+        else:
+            prefetch(a[LON32] + 4 * row)
+            prefetch(a[LAT32] + 4 * row)
+        for c in range(values):
+            if a[WIDE]:
+                prefetch(a[VALUES64] + 8 * (c * n + row))
+            else:
+                prefetch(a[VALUES32] + 4 * (c * n + row))
+
+
+@njit(error_model="numpy")
+def block_bound(a, qi, qf, node, text):
+    """Return (bound, distance) of a node of a word's tree, as ``node_bound`` does."""
+    km = near_km(box_distance2(a[BLOCK_BOXES], node, qf[X], qf[Y], qf[Z]))
+    if km > qf[MAX_KM]:
+        return -1.0, km
+    space = space_bound(qi, qf, km) if qf[W_SPACE] > 0.0 else 0.0
+    attributes = 0.0
+    if qf[W_ATTRIBUTES] > 0.0:
+        total = 0.0
+        first = node * a[D]
+        for j in range(qi[N_PREFER]):
+            c = first + qi[qi[PREFER] + j]
+            if qi[qi[FLIP] + j] != 0:
+                total += qf[qi[PREFER_WEIGHT] + j] * (1.0 - load_u1(a[BLOCK_HIGH], c) / 255.0)
+            else:
+                total += qf[qi[PREFER_WEIGHT] + j] * (load_u1(a[BLOCK_LOW], c) / 255.0)
+        attributes = 1.0 - total
+    return blend(qf, space, text, attributes), km
+
+
+@njit(error_model="numpy")
+def _scan_all(a, qi, qf, best, count, w, first, stop, ranges, base, near, text, stats):
+    """Offer the rows ``post[first:stop]`` of word ``w`` that have all words.
+
+    ``near`` is the largest space part there can be.
+    """
+    post = a[POST]
+    words = qi[N_WORDS]
+    k = len(best[0])
+    worst = 0 if k > HEAPED else k - 1
+    prefer = qi[N_PREFER]
+    attributes_first = prefer > 0 and qf[W_ATTRIBUTES] > qf[W_SPACE]
+    others = 0
+    for v in range(words):
+        if v != w:
+            others += ranges[base + 2 * v + 1] - ranges[base + 2 * v]
+            ranges[base + 2 * words + v] = ranges[base + 2 * v]
+    words_first = words > 1 and others <= 8 * (stop - first)
+    if not words_first:
+        ask_for_rows(a, first, min(stop, first + FAN_OUT), prefer)
+    stats[2] += stop - first
+    for i in range(first, stop):
+        if not words_first and (i - first) & (FAN_OUT - 1) == 0 and i > first:
+            ask_for_rows(a, i, min(stop, i + FAN_OUT), prefer)
+        row = load_u4(post, i)
+        missing = False
+        if words_first:
+            for v in range(words):
+                if v != w:
+                    cursor = gallop(
+                        post, ranges[base + 2 * words + v], ranges[base + 2 * v + 1], row
+                    )
+                    ranges[base + 2 * words + v] = cursor
+                    if cursor == ranges[base + 2 * v + 1] or load_u4(post, cursor) != row:
+                        missing = True
+                        break
+            stats[4] += 1
+            if missing:
+                continue
+            stats[3] += 1
+        attributes = 0.0
+        if attributes_first:
+            attributes = attributes_of(a, qi, qf, row, False)
+            if attributes < -0.5:
+                continue
+            if count == k and blend(qf, near, text, attributes) < best[0][worst]:
+                continue
+        best_attributes = attributes if attributes_first else 1.0
+        if too_far(a, qi, qf, best, count, worst, row, text, best_attributes):
+            continue
+        km = distance_of(a, qf, row)
+        if not km <= qf[MAX_KM]:
+            continue
+        space = decayed(qi, qf, km)
+        if prefer > 0 and not attributes_first:
+            if count == k and blend(qf, space, text, 1.0) < best[0][worst]:
+                continue
+            attributes = attributes_of(a, qi, qf, row, False)
+            if attributes < -0.5:
+                continue
+        stats[1] += 1
+        score = blend(qf, space, text, attributes)
+        if count == k and (
+            score < best[0][worst] or (score == best[0][worst] and km > best[1][worst])
+        ):
+            continue
+        if not words_first:
+            for v in range(words):
+                if v != w:
+                    cursor = lower_bound(
+                        post, ranges[base + 2 * words + v], ranges[base + 2 * v + 1], row
+                    )
+                    ranges[base + 2 * words + v] = cursor
+                    if cursor == ranges[base + 2 * v + 1] or load_u4(post, cursor) != row:
+                        missing = True
+                        break
+            stats[4] += 1
+            if missing:
+                continue
+            stats[3] += 1
+        count = put(best, count, k, score, km, load_i8(a[KEYS], row), row)
+    return count
+
+
+@njit(error_model="numpy")
+def _scan_any(a, qi, qf, best, count, w, first, stop, ranges, base, order, near, stats):
+    """Offer the rows ``post[first:stop]`` of word ``w`` that no earlier word has."""
+    post = a[POST]
+    words = qi[N_WORDS]
+    k = len(best[0])
+    worst = 0 if k > HEAPED else k - 1
+    prefer = qi[N_PREFER]
+    cursors = base + 2 * words
+    for v in range(words):
+        ranges[cursors + v] = ranges[base + 2 * v]
+    ask_for_rows(a, first, min(stop, first + FAN_OUT), prefer)
+    stats[2] += stop - first
+    begun = False
+    for i in range(first, stop):
+        row = load_u4(post, i)
+        text = 0.0
+        mine = True
+        for v in range(words):
+            if v == w:
+                text += qf[WEIGHTS + v]
+                continue
+            end = ranges[base + 2 * v + 1]
+            if ranges[cursors + v] >= end:
+                continue
+            if begun:
+                cursor = gallop(post, ranges[cursors + v], end, row)
+            else:
+                cursor = lower_bound(post, ranges[cursors + v], end, row)
+            ranges[cursors + v] = cursor
+            if cursor < end and load_u4(post, cursor) == row:
+                if order[v] < order[w]:
+                    mine = False
+                text += qf[WEIGHTS + v]
+        begun = True
+        if not mine or (count == k and blend(qf, near, text, 1.0) < best[0][worst]):
+            continue
+        if too_far(a, qi, qf, best, count, worst, row, text, 1.0):
+            continue
+        km = distance_of(a, qf, row)
+        if not km <= qf[MAX_KM]:
+            continue
+        space = decayed(qi, qf, km)
+        attributes = 0.0
+        if prefer > 0:
+            if count == k and blend(qf, space, text, 1.0) < best[0][worst]:
+                continue
+            attributes = attributes_of(a, qi, qf, row, False)
+            if attributes < -0.5:
+                continue
+        stats[1] += 1
+        score = blend(qf, space, text, attributes)
+        if count == k and (
+            score < best[0][worst] or (score == best[0][worst] and km > best[1][worst])
+        ):
+            continue
+        count = put(best, count, k, score, km, load_i8(a[KEYS], row), row)
+    return count
+
+
+@njit(error_model="numpy")
+def _trees(a, qi, ranges, order, tables):
+    """Fill the words' postings, their order (rare first) and the levels of their trees.
+
+    Row ``w`` of ``tables`` holds first node and number of nodes of each level, and
+    the number of levels in its last place. Returns (rarest word, smallest number of
+    postings).
+    """
+    words = qi[N_WORDS]
+    rarest, least = 0, a[N] + 1
+    for w in range(words):
+        word = qi[WORDS + w]
+        df = np.int64(0)
+        ranges[2 * w] = ranges[2 * w + 1] = 0
+        if word >= 0:
+            ranges[2 * w], ranges[2 * w + 1] = load_u4(a[PTR], word), load_u4(a[PTR], word + 1)
+            df = ranges[2 * w + 1] - ranges[2 * w]
+        if df < least:
+            rarest, least = w, df
+        order[w] = 0
+        for v in range(w):
+            if ranges[2 * v + 1] - ranges[2 * v] <= df:
+                order[w] += 1
+            else:
+                order[v] += 1
+        tables[w, 19] = 0
+        if df > FAN_OUT:
+            start = tree_of(a, word)
+            nodes = (df + FAN_OUT - 1) // FAN_OUT
+            level = 0
+            while True:
+                tables[w, 2 * level], tables[w, 2 * level + 1] = start, nodes
+                start += nodes
+                level += 1
+                if nodes <= FAN_OUT:
+                    break
+                nodes = (nodes + FAN_OUT - 1) // FAN_OUT
+            tables[w, 19] = level
+    return rarest, least
+
+
+@njit(error_model="numpy")
+def search_plain(a, qi, qf, best, count, work, stats):
+    """Search the words' trees; return the number of answers.
+
+    ``work`` holds arrays for the queue: heap uint64, entries uint32, node and base
+    int64, bound and distance float64 (one length), ranges int64, order int64 [64],
+    tables int64 [64, 20].
+    """
+    heap, entries, node_at, base_at, bound_at, km_at, ranges, order, tables = work
+    words = qi[N_WORDS]
+    every = qi[MATCH] == _ALL
+    k = len(best[0])
+    worst = 0 if k > HEAPED else k - 1
+    stride = 3 * words  # from, to and a cursor for each word
+    used = stride
+    rarest, least = _trees(a, qi, ranges, order, tables)
+    full_text = 0.0
+    for w in range(words):
+        full_text += qf[WEIGHTS + w]
+    if every:
+        if least == 0:
+            return count
+        if tables[rarest, 19] == 0 or (least <= FEW and (words > 1 or qf[W_ATTRIBUTES] == 0.0)):
+            return _scan_all(
+                a, qi, qf, best, count, rarest, ranges[2 * rarest], ranges[2 * rarest + 1], ranges,
+                0, 1.0, full_text, stats,
+            )  # fmt: skip
+    room = len(heap)
+    size = made = 0
+    # The words' trees, rare words first; a word with few postings has none.
+    for turn in range(words):
+        t = rarest
+        if not every:
+            for w in range(words):
+                if order[w] == turn:
+                    t = w
+        elif turn > 0:
+            break
+        text = full_text
+        if not every:
+            text = 0.0
+            for w in range(words):
+                if order[w] >= turn and ranges[2 * w] < ranges[2 * w + 1]:
+                    text += qf[WEIGHTS + w]
+            if tables[t, 19] == 0:
+                count = _scan_any(
+                    a, qi, qf, best, count, t, ranges[2 * t], ranges[2 * t + 1], ranges, 0, order,
+                    1.0, stats,
+                )  # fmt: skip
+                continue
+        level = tables[t, 19] - 1
+        start, stop = tables[t, 2 * level], tables[t, 2 * level + 1]
+        if made + FAN_OUT >= room:
+            room *= 2
+            heap, entries = _grown(heap, room), _grown(entries, room)
+            node_at, base_at = _grown(node_at, room), _grown(base_at, room)
+            bound_at, km_at = _grown(bound_at, room), _grown(km_at, room)
+        for i in range(stop):
+            bound, km = block_bound(a, qi, qf, start + i, text)
+            if bound < -0.5 or (
+                count == k
+                and (bound < best[0][worst] or (bound == best[0][worst] and km > best[1][worst]))
+            ):
+                continue
+            node_at[made] = (t << 40) | (level << 35) | i
+            base_at[made], bound_at[made], km_at[made] = 0, bound, km
+            size = queue_push(heap, entries, size, queue_key(bound, km), np.uint32(made))
+            made += 1
+
+    while size > 0:
+        if count == k and (heap[0] >> np.uint64(32)) > (
+            queue_key(best[0][worst], 0.0) >> np.uint64(32)
+        ):
+            break
+        entry = np.int64(entries[0])
+        size = queue_pop(heap, entries, size)
+        bound, km = bound_at[entry], km_at[entry]
+        if count == k and (
+            bound < best[0][worst] or (bound == best[0][worst] and km > best[1][worst])
+        ):
+            continue
+        stats[0] += 1
+        if size > 0:
+            # What is likely to come next is on its way meanwhile.
+            code = node_at[np.int64(entries[0])]
+            t = code >> 40
+            level = (code >> 35) & 15
+            i = (code & 0x7FFFFFFFF) * FAN_OUT
+            if level == 0:
+                prefetch(a[POST] + 4 * (ranges[2 * t] + i))
+            else:
+                prefetch(a[BLOCK_BOXES] + 24 * (tables[t, 2 * level - 2] + i))
+        code = node_at[entry]
+        t = code >> 40
+        known = (code >> 39) & 1
+        level = (code >> 35) & 15
+        i = code & 0x7FFFFFFFF
+        base = base_at[entry]
+        width = np.int64(FAN_OUT) << (4 * level)
+        first = ranges[2 * t] + i * width
+        last = min(ranges[2 * t + 1], first + width)
+        if level == 0:
+            near = space_bound(qi, qf, km) if qf[W_SPACE] > 0.0 else 0.0
+            if every:
+                count = _scan_all(
+                    a, qi, qf, best, count, t, first, last, ranges, base, near, full_text, stats
+                )
+            else:
+                count = _scan_any(
+                    a, qi, qf, best, count, t, first, last, ranges, base, order, near, stats
+                )
+            continue
+        text = full_text
+        if words > 1:
+            if not known:
+                if used + stride > len(ranges):
+                    ranges = _grown(ranges, 2 * (used + stride))
+                from_row, to_row = load_u4(a[POST], first), load_u4(a[POST], last - 1) + 1
+                empty = False
+                for w in range(words):
+                    low, high = ranges[base + 2 * w], ranges[base + 2 * w + 1]
+                    if w == t:
+                        low, high = first, last
+                    elif low < high:
+                        low = lower_bound(a[POST], low, high, from_row)
+                        high = gallop(a[POST], low, high, to_row)
+                    ranges[used + 2 * w], ranges[used + 2 * w + 1] = low, high
+                    if low == high:
+                        empty = True
+                        if every:
+                            break
+                if empty and every:
+                    continue
+                base = used
+                used += stride
+            if every:
+                few, left = t, last - first
+                for w in range(words):
+                    length = ranges[base + 2 * w + 1] - ranges[base + 2 * w]
+                    if length < left:
+                        few, left = w, length
+                # Words that hardly ever meet: going down would only add nodes to the postings.
+                seldom = stats[4] >= 48 and stats[4] > 8 * stats[3]
+                if left <= (SELDOM if seldom else FAN_OUT):
+                    near = space_bound(qi, qf, km) if qf[W_SPACE] > 0.0 else 0.0
+                    count = _scan_all(
+                        a, qi, qf, best, count, few, ranges[base + 2 * few],
+                        ranges[base + 2 * few + 1], ranges, base, near, full_text, stats,
+                    )  # fmt: skip
+                    continue
+            else:
+                text = 0.0
+                for w in range(words):
+                    if ranges[base + 2 * w] < ranges[base + 2 * w + 1] and order[w] >= order[t]:
+                        text += qf[WEIGHTS + w]
+                if not known:
+                    bound, km = block_bound(a, qi, qf, tables[t, 2 * level] + i, text)
+                    if count == k and (
+                        bound < best[0][worst] or (bound == best[0][worst] and km > best[1][worst])
+                    ):
+                        continue
+                    key = queue_key(bound, km)
+                    if size > 0 and key > heap[0]:
+                        # Something else looks better now: this waits, with what is known.
+                        node_at[entry] = code | (1 << 39)
+                        base_at[entry], bound_at[entry], km_at[entry] = base, bound, km
+                        size = queue_push(heap, entries, size, key, np.uint32(entry))
+                        continue
+        if made + FAN_OUT >= room:
+            room *= 2
+            heap, entries = _grown(heap, room), _grown(entries, room)
+            node_at, base_at = _grown(node_at, room), _grown(base_at, room)
+            bound_at, km_at = _grown(bound_at, room), _grown(km_at, room)
+        start = tables[t, 2 * level - 2]
+        for child in range(i * FAN_OUT, min((i + 1) * FAN_OUT, tables[t, 2 * level - 1])):
+            bound, km = block_bound(a, qi, qf, start + child, text)
+            if bound < -0.5 or (
+                count == k
+                and (bound < best[0][worst] or (bound == best[0][worst] and km > best[1][worst]))
+            ):
+                continue
+            node_at[made] = (t << 40) | ((level - 1) << 35) | child
+            base_at[made], bound_at[made], km_at[made] = base, bound, km
+            size = queue_push(heap, entries, size, queue_key(bound, km), np.uint32(made))
+            made += 1
+    return count
+
+
+@njit(error_model="numpy")
+def new_work():
+    """Return the arrays that a search works with."""
+    return (
+        np.empty(ROOM, np.uint64),
+        np.empty(ROOM, np.uint32),
+        np.empty(ROOM, np.int64),
+        np.empty(ROOM, np.int64),
+        np.empty(ROOM, np.float64),
+        np.empty(ROOM, np.float64),
+        np.empty(2048, np.int64),
+        np.empty(64, np.int64),
+        np.empty((64, 20), np.int64),
+    )
+
+
+# --- one call, few arguments -------------------------------------------------------------------
+
+# Places in the array that describes a call. Everything is compiled once, behind one entry:
+# three entries would each be optimised as a whole.
+(MODE, LAYOUT, INTEGERS_AT, INTEGERS_LENGTH, REALS_AT, REALS_LENGTH, PLAIN, WORK) = range(8)
+(SCORES_AT, KMS_AT, KEYS_AT, ROWS_AT, COUNT, STATS_AT, QUERIES, LON_AT, LAT_AT) = range(8, 17)
+(PTR_AT, IDS_AT, IDS_LENGTH, COUNTS_AT) = range(17, 21)
+STATE_SIZE = 21
+#: One query whose words come as text; one that is complete; many that differ in words and point.
+PREPARED, COMPLETE, MANY = 0, 1, 2
+#: Bytes that a search works with, where the caller keeps them.
+WORK_BYTES = ROOM * (8 + 4 + 8 + 8 + 8 + 8) + 8 * (2048 + MAX_WORDS + 20 * MAX_WORDS)
+_SEPARATOR = 0xFF
+
+
+@njit(error_model="numpy")
+def _work_at(at):
+    wide = 8 * ROOM
+    more = at + 5 * wide + 4 * ROOM
+    return (
+        view_u8(at, ROOM),
+        view_u4(at + 5 * wide, ROOM),
+        view_i8(at + wide, ROOM),
+        view_i8(at + 2 * wide, ROOM),
+        view_f8(at + 3 * wide, ROOM),
+        view_f8(at + 4 * wide, ROOM),
+        view_i8(more, 2048),
+        view_i8(more + 8 * 2048, MAX_WORDS),
+        view_i8x2(more + 8 * 2048 + 8 * MAX_WORDS, MAX_WORDS, 20),
+    )
+
+
+@njit(error_model="numpy")
+def _add_word(a, qi, qf, word):
+    """Add a word (-1: unknown) to a query, once, with its idf as weight."""
+    count = qi[N_WORDS]
+    if word < 0:
+        if qi[MATCH] == _ALL:
+            qi[LIVE] = -1  # no answer
+        return
+    for w in range(count):
+        if qi[WORDS + w] == word:
+            return
+    df = load_u4(a[PTR], word + 1) - load_u4(a[PTR], word)
+    qi[WORDS + count] = word
+    qf[WEIGHTS + count] = math.log1p((a[N] - df + 0.5) / (df + 0.5))
+    qi[N_WORDS] = count + 1
+
+
+@njit(error_model="numpy")
+def _run(a, qi, qf, best, count, plain, work, stats):
+    """Answer a complete query; return the number of answers."""
+    locate(qf)
+    k = len(best[0])
+    if k > HEAPED:
+        heap_of_best(best, count)
+    if plain and qi[MATCH] != 0:
+        count = search_plain(a, qi, qf, best, count, work, stats)
+    else:
+        count = search_any_tree(a, qi, qf, best, count, stats)
+    if k > HEAPED:
+        sort_heap(best, count)
+    return count
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def answer(state, lon, lat, given, text):
+    """Answer what ``state`` describes; return the number of answers of the last query.
+
+    With ``PREPARED``, ``text`` (bytes) holds the ``given`` words of the query at
+    (lon, lat), UTF-8, with bytes 255 between them; else the last four are not used.
+    """
+    a = view_i8(state[LAYOUT], LAYOUT_SIZE)
+    qi = view_i8(state[INTEGERS_AT], state[INTEGERS_LENGTH])
+    qf = view_f8(state[REALS_AT], state[REALS_LENGTH])
+    k = qi[K]
+    mode = state[MODE]
+    work = _work_at(state[WORK]) if state[WORK] != 0 else new_work()
+    stats = view_i8(state[STATS_AT], 5)
+    queries = state[QUERIES] if mode == MANY else np.int64(1)
+    match = qi[MATCH]
+    count = np.int64(0)
+    for i in range(queries):
+        best = (
+            view_f8(state[SCORES_AT] + 8 * k * i, k),
+            view_f8(state[KMS_AT] + 8 * k * i, k),
+            view_i8(state[KEYS_AT] + 8 * k * i, k),
+            view_i8(state[ROWS_AT], k),
+        )
+        stats[3] = stats[4] = 0
+        if mode == COMPLETE:
+            return _run(a, qi, qf, best, state[COUNT], state[PLAIN] != 0, work, stats)
+        qi[N_WORDS] = qi[LIVE] = 0
+        words = given
+        if mode == PREPARED:
+            qf[LON], qf[LAT] = lon, lat
+            first = 0
+            for _ in range(given):
+                stop = first
+                while stop < len(text) and text[stop] != _SEPARATOR:
+                    stop += 1
+                word = find_word(
+                    text, first, stop, a[BLOB], a[OFFSETS], a[TABLE], a[SLOTS], a[BITS]
+                )
+                _add_word(a, qi, qf, word)
+                first = stop + 1
+        else:
+            qf[LON], qf[LAT] = load_f8(state[LON_AT], i), load_f8(state[LAT_AT], i)
+            first, last = load_i8(state[PTR_AT], i), load_i8(state[PTR_AT], i + 1)
+            words = last - first
+            for j in range(first, last):
+                _add_word(a, qi, qf, load_i8(state[IDS_AT], j))
+        count = np.int64(0)
+        if words == 0 or (qi[N_WORDS] > 0 and qi[LIVE] == 0):
+            total = 0.0
+            for w in range(qi[N_WORDS]):
+                total += qf[WEIGHTS + w]
+            for w in range(qi[N_WORDS]):
+                qf[WEIGHTS + w] /= total
+            qi[MATCH] = 0 if words == 0 else match
+            count = _run(a, qi, qf, best, 0, state[PLAIN] != 0, work, stats)
+            qi[MATCH] = match
+        if mode == MANY:
+            view_i8(state[COUNTS_AT], queries)[i] = count
+    return count
