@@ -283,12 +283,9 @@ def _relations(
     empty = np.zeros(1, dtype=np.int64), np.empty(0, dtype=np.int64)
     if social is None:
         return None, empty, []
-    n = len(social)
-    rows = [social.friend_rows(row)[0] for row in range(n)]
-    ptr = np.zeros(n + 1, dtype=np.int64)
-    np.cumsum([len(row) for row in rows], out=ptr[1:])
-    friends = np.concatenate([empty[1], *rows])
-    return social.vectors.copy(), (ptr, friends), social.names(np.arange(n, dtype=np.int64))
+    n, graph = len(social), social.graph
+    friends = graph.ptr.astype(np.int64), graph.friends.astype(np.int64)
+    return social.vectors.copy(), friends, social.names(np.arange(n, dtype=np.int64))
 
 
 def _slots(
