@@ -25,7 +25,10 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from shoal.spatial._score import (
     attribute_cost,
@@ -116,6 +119,8 @@ class Visits(NamedTuple):
 class Query(NamedTuple):
     """A plan in numbers; arrays are read-only.
 
+    ``reals`` float64 [10]: has a point, its unit vector, greatest distance, scale
+    of the decay, unit vector and squared chord of the cap that holds the area.
     ``vector`` float64 [d]; ``pick`` int64 [d] the place of each coordinate's
     upper term in a group of boxes, ``step`` that of a coordinate in a block.
     ``form`` 0: half, 1: positive, 2: related users, whose places are
@@ -127,9 +132,6 @@ class Query(NamedTuple):
     lon: Any
     lat: Any
     cos_lat: Any
-    x: Any
-    y: Any
-    z: Any
     match: Any
     words: Any
     word_weights: Any
@@ -152,10 +154,6 @@ class Query(NamedTuple):
     region_kind: Any
     region_points: Any
     region_ptr: Any
-    cap_x: Any
-    cap_y: Any
-    cap_z: Any
-    cap_chord2: Any
     live: Any
     slot: Any
     form: Any
@@ -163,9 +161,95 @@ class Query(NamedTuple):
     pick: Any
     step: Any
     length: Any
+    reals: Any
     related_rows: Any
     related: Any
     related_max: Any
+
+
+# --- arrays without counts ----------------------------------------------------------------------
+
+
+@intrinsic
+def borrowed(_context, kind):
+    """Return an array, or a named tuple with arrays, that no longer counts its references.
+
+    Handing a tuple of forty arrays from function to function would count each
+    up and down, atomically, at every call. Whoever called the kernel holds them.
+    """
+
+    def strip(context, builder, kind, value):
+        if isinstance(kind, types.Array):
+            array = context.make_array(kind)(context, builder, value)
+            array.meminfo = cgutils.get_null_value(array.meminfo.type)
+            array.parent = cgutils.get_null_value(array.parent.type)
+            return array._getvalue()
+        if isinstance(kind, types.BaseTuple):
+            for i, part in enumerate(kind.types):
+                old = builder.extract_value(value, i)
+                value = builder.insert_value(value, strip(context, builder, part, old), i)
+        return value
+
+    def generate(context, builder, signature, values):
+        return strip(context, builder, signature.args[0], values[0])
+
+    return kind(kind), generate
+
+
+@intrinsic
+def _sums(_context, values, base, pick, vector, size, out):
+    """Fill ``out`` [16] with sums over j of ``vector[j] * values[base + pick[j] + lane]``.
+
+    The compiler does not find this loop by itself (it cannot know that the arrays
+    do not overlap): one float64 vector of 16 lanes, added to for j = 0, 1, ...
+    """
+    wide, one, zero = ir.VectorType(ir.DoubleType(), 16), ir.IntType(64), ir.IntType(32)
+
+    def generate(context, builder, signature, given):
+        def data(place):
+            kind = signature.args[place]
+            return context.make_array(kind)(context, builder, given[place]).data
+
+        value_at, pick_at, vector_at, out_at = data(0), data(2), data(3), data(5)
+        nothing = ir.Constant(wide, [ir.Constant(ir.DoubleType(), 0.0)] * 16)
+        before = builder.block
+        loop = builder.function.append_basic_block("sums")
+        after = builder.function.append_basic_block("sums_done")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        j, total = builder.phi(one), builder.phi(wide)
+        j.add_incoming(ir.Constant(one, 0), before)
+        total.add_incoming(nothing, before)
+        first = builder.add(given[1], builder.load(builder.gep(pick_at, [j])))
+        lanes = builder.bitcast(
+            builder.gep(value_at, [first]), ir.VectorType(ir.FloatType(), 16).as_pointer()
+        )
+        terms = builder.fpext(builder.load(lanes, align=4), wide)
+        factor = builder.insert_element(
+            ir.Constant(wide, ir.Undefined),
+            builder.load(builder.gep(vector_at, [j])),
+            ir.Constant(zero, 0),
+        )
+        factor = builder.shuffle_vector(
+            factor,
+            ir.Constant(wide, ir.Undefined),
+            ir.Constant(ir.VectorType(zero, 16), [0] * 16),
+        )
+        added = builder.fadd(total, builder.fmul(factor, terms))
+        following = builder.add(j, ir.Constant(one, 1))
+        j.add_incoming(following, loop)
+        total.add_incoming(added, loop)
+        builder.cbranch(builder.icmp_signed("<", following, given[4]), loop, after)
+        builder.position_at_end(after)
+        builder.store(added, builder.bitcast(out_at, wide.as_pointer()), align=8)
+        return context.get_dummy_value()
+
+    return types.none(values, base, pick, vector, size, out), generate
+
+
+@njit(inline="always")
+def _dots(values, base, pick, vector, out):
+    _sums(values, base, pick, vector, len(vector), out)
 
 
 # --- exact values -------------------------------------------------------------------------------
@@ -328,14 +412,12 @@ def time_maxima(times, rows, level_start, group_start, out):
         for row in range(rows):
             node = row >> 4
             value = math.ceil(255.0 * np.float64(times[b, row]))
-            if value > out[b, node]:
-                out[b, node] = value
+            out[b, node] = max(out[b, node], value)
         for level in range(1, levels):
             below, here = group_start[level - 1] * 16, group_start[level] * 16
             for child in range(level_start[level] - level_start[level - 1]):
                 node = here + (child >> 4)
-                if out[b, below + child] > out[b, node]:
-                    out[b, node] = out[b, below + child]
+                out[b, node] = max(out[b, node], out[b, below + child])
 
 
 @njit(inline="always")
@@ -418,8 +500,7 @@ def widen(row, times, vector, visits, level_start):
         place = group * 16 + lane
         for b in range(len(times)):
             value = math.ceil(255.0 * np.float64(times[b]))
-            if value > visits.time_max[b, place]:
-                visits.time_max[b, place] = value
+            visits.time_max[b, place] = max(visits.time_max[b, place], value)
         square = 0.0
         for j in range(len(vector)):
             at = (group * dim + j) * 32 + lane
@@ -476,21 +557,6 @@ def lower_bound(values, first, stop, value):
         else:
             stop = middle
     return first
-
-
-@njit(inline="always")
-def _dots(values, base, pick, vector, out):
-    """Fill ``out`` [16] with sums over j of ``vector[j] * values[base + pick[j] + lane]``."""
-    for i in range(16):
-        out[i] = 0.0
-    for j in range(0, len(vector), 4):
-        z0, z1, z2, z3 = vector[j], vector[j + 1], vector[j + 2], vector[j + 3]
-        a, b = base + pick[j], base + pick[j + 1]
-        c, d = base + pick[j + 2], base + pick[j + 3]
-        for i in range(16):
-            out[i] = (
-                ((out[i] + z0 * values[a + i]) + z1 * values[b + i]) + z2 * values[c + i]
-            ) + z3 * values[d + i]
 
 
 @njit(inline="always")
@@ -554,7 +620,7 @@ def row_attributes(places, query, row):
     return 1.0 - total
 
 
-@njit(inline="always")
+@njit
 def damped(places, query, row, text):
     """Return the text part of a row from the shares of its words."""
     if query.bm25:
@@ -582,10 +648,10 @@ def passes(places, query, row, lon, lat):
         query.region_kind, query.region_points, query.region_ptr, lon, lat
     ):
         return False
+    unwanted = False
     for w in range(len(query.without)):
-        if has_word(places, row, query.without[w]):
-            return False
-    return True
+        unwanted = unwanted or has_word(places, row, query.without[w])
+    return not unwanted
 
 
 @njit
@@ -611,22 +677,22 @@ def finish(places, query, row, text, time, social, scores, kms, keys, rows, coun
     return offer(scores, kms, keys, rows, count, k, score, km, places.keys[row], row)
 
 
-@njit(inline="always")
-def near(boxes, node, query):
-    """Return (may hold answers, least distance, most of the space part) of a box."""
+@njit
+def near(boxes, node, reals, decay_kind):
+    """Return (may hold answers, least distance, most of the space part) of a box.
+
+    ``reals`` is ``Query.reals``: a tuple of forty entries is too much to hand over here.
+    """
     km = 0.0
     space = 0.0
-    if query.has_point:
-        km = km_of_chord2(box_chord2(query.x, query.y, query.z, boxes, node))
-        if km > query.max_km:
+    if reals[0] > 0.0:
+        km = km_of_chord2(box_chord2(reals[1], reals[2], reals[3], boxes, node))
+        if km > reals[4]:
             return False, km, space
-        space = decay_of(query.decay_kind, query.decay_scale, km)
-        if query.decay_kind >= 2:
+        space = decay_of(decay_kind, reals[5], km)
+        if decay_kind >= 2:
             space *= 1.0 + _SLACK
-    if (
-        query.cap_chord2 < 4.0
-        and box_chord2(query.cap_x, query.cap_y, query.cap_z, boxes, node) > query.cap_chord2
-    ):
+    if reals[9] < 4.0 and box_chord2(reals[6], reals[7], reals[8], boxes, node) > reals[9]:
         return False, km, space
     return True, km, space
 
@@ -728,7 +794,7 @@ def _bounds_below(places, tree, visits, query, level, node, ranges, scratch, sco
         if not (alive >> i) & 1:
             continue
         child = tree.level_start[below] + node * 16 + i
-        inside, km, space = near(tree.boxes, child, query)
+        inside, km, space = near(tree.boxes, child, query.reals, query.decay_kind)
         if not inside:
             continue
         time = 1.0
@@ -798,7 +864,8 @@ def _one_row(
     time = 0.0
     if query.weights[3] > 0.0 and query.slot >= 0:
         time = np.float64(visits.times[query.slot, row])
-    text = damped(places, query, row, text)
+    if query.bm25:
+        text = damped(places, query, row, text)
     if cannot_beat(blend(query.weights, space, text, most, time, 1.0), km, scores, kms, count, k):
         return count
     social = 0.0
@@ -872,7 +939,7 @@ def _leaf(
     counts[LEAVES] += 1
     first = leaf * 16
     n_rows = min(16, len(places.keys) - first)
-    inside, km, space = near(tree.boxes, leaf, query)
+    inside, km, space = near(tree.boxes, leaf, query.reals, query.decay_kind)
     if not inside:
         return count
     text, social = scratch[2], scratch[5]
@@ -887,7 +954,8 @@ def _leaf(
         time = 0.0
         if query.weights[3] > 0.0 and query.slot >= 0:
             time = np.float64(visits.times[query.slot, row])
-        text[i] = damped(places, query, row, text[i])
+        if query.bm25:
+            text[i] = damped(places, query, row, text[i])
         counts[LOOKED_AT] += 1
         if cannot_beat(
             blend(query.weights, space, text[i], most, time, 1.0), km, scores, kms, count, k
@@ -1041,20 +1109,23 @@ def _scan(
 
 @njit(cache=True, nogil=True)
 def search(
-    places, tree, visits, query, mode, probe, groups, most_share, scores, kms, keys, rows, count,
-    k, counts,
+    places, tree, visits, query, mode, groups, most_share, scratch, ranges, opened,
+    scores, kms, keys, rows, count, k, counts,
 ):  # fmt: skip
     """Search the packed tree best-first with all five parts; return the new count of answers.
 
-    ``mode`` 0: after ``probe`` leaves, the share of ``groups`` families of leaves
-    that must still be opened is looked at; above ``most_share`` the rest is
-    scanned. 1: tree only. 2: scan only.
+    ``scratch`` float64 [7, 16], ``ranges`` int64 [words, 2] and ``opened`` int64
+    [probe] are room to work in. ``mode`` 0: after ``probe`` leaves, the share of
+    ``groups`` families of leaves that must still be opened is looked at; above
+    ``most_share`` the rest is scanned. 1: tree only. 2: scan only.
     """
+    places, tree, visits = borrowed(places), borrowed(tree), borrowed(visits)
+    query, scores, kms = borrowed(query), borrowed(scores), borrowed(kms)
+    keys, rows, counts = borrowed(keys), borrowed(rows), borrowed(counts)
+    scratch, ranges, opened = borrowed(scratch), borrowed(ranges), borrowed(opened)
     n = len(places.keys)
     levels = len(tree.level_start) - 1
-    ranges = np.zeros((max(1, len(query.words)), 2), dtype=np.int64)
-    scratch = np.empty((7, 16), dtype=np.float64)
-    opened = np.empty(max(1, probe), dtype=np.int64)
+    probe = len(opened)
     n_opened = 0
     if mode == 2 and levels > 1:
         counts[SCANS] += 1
@@ -1078,7 +1149,9 @@ def search(
         if found == 0:
             continue
         if 0 < found <= _FEW and level > 0:
-            _, km, space = near(tree.boxes, tree.level_start[level] + node, query)
+            _, km, space = near(
+                tree.boxes, tree.level_start[level] + node, query.reals, query.decay_kind
+            )
             planning = False  # a scan would offer these rows again
             count = _few_rows(
                 places, visits, query, ranges, space, km, scores, kms, keys, rows, count, k, counts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -113,9 +114,16 @@ class VisitColumns:
         return found
 
     def change(
-        self, row: int, times: npt.NDArray[np.float32], vector: npt.NDArray[np.float32]
+        self,
+        row: int,
+        times: npt.NDArray[np.float32],
+        vector: npt.NDArray[np.float32],
+        visitors: Sequence[int] = (),
     ) -> None:
-        """Give a row new values; its ancestors are widened first. For the one writer."""
+        """Give a row new values; its ancestors are widened first. For the one writer.
+
+        ``visitors`` are the users who came, for bounds that are sets of users.
+        """
         if self.bounded:
             self._widen(row, times, vector)
         self.times[:, row] = times

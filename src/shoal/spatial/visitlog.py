@@ -136,6 +136,10 @@ class VisitLog:
         first = np.flatnonzero(fresh)
         return user[first], self._place[first], np.add.reduceat(self._count, first)
 
+    def all_pairs(self) -> tuple[_I8, _I8, _I8]:
+        """Return (user, place, check-ins) of every pair, those of later check-ins too."""
+        return self.pairs() if not (self._later or self._gone) else self.compacted().pairs()
+
     def category_counts(self) -> npt.NDArray[np.float64]:
         """Return check-ins by category and slot, float64 [categories, slots]; of a fresh log."""
         kinds = int(self.category[: self.n_places].max(initial=-1)) + 1

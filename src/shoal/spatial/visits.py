@@ -18,7 +18,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -233,7 +233,9 @@ class VisitStore:
     def visitors(self, keys: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return how many distinct users visited each place."""
         places = self.log.find(keys)
-        return np.where(places >= 0, self._visitors[places], 0)
+        found = np.zeros(len(places), dtype=np.int64)
+        found[places >= 0] = self._visitors[places[places >= 0]]
+        return found
 
     def place_vectors(self, keys: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Return P(o) of each place, float32 [m, dim]."""
@@ -448,11 +450,11 @@ class VisitStore:
     ) -> None:
         own = getattr(layout, "search_visits", None)
         if own is not None:
-            own(self, plan, answers, live, stats)
+            own(self, plan, answers, live=live, stats=stats)
         elif hasattr(layout, "level_start"):
-            search(layout, self.columns_of(layout), plan, answers, live, stats, store=self)
+            search(layout, self.columns_of(layout), plan, answers, live, stats=stats, store=self)
         else:
-            search_all(self, layout, plan, answers, live, stats)
+            search_all(self, layout, plan, answers, live=live, stats=stats)
 
     def _steady(self, work: Callable[[], _T]) -> _T:
         """Return what ``work`` reads at one moment, without keeping the writer waiting."""
@@ -497,7 +499,7 @@ class VisitStore:
             _check_user(user, row)
             _check_slot(slot, self.config.time_slots, row)
         with self._writing():
-            touched = set()
+            touched: dict[int, list[int]] = {}
             for user, key, slot in events:
                 place = self.log.place_of(int(key))
                 self._grow()
@@ -508,7 +510,7 @@ class VisitStore:
                         self._sums[place] += _fixed_point(self.user_vectors[user])
                 if before == 0:
                     self._visitors[place] += 1
-                touched.add(place)
+                touched.setdefault(place, []).append(int(user))
             self._refresh(touched)
 
     def delete_user(self, user: int) -> int:
@@ -528,7 +530,7 @@ class VisitStore:
                 vectors = self.user_vectors.copy()
                 vectors[user] = 0
                 self.user_vectors = vectors
-            self._refresh(places.tolist())
+            self._refresh(dict.fromkeys(places.tolist(), ()))
             return int(visits.sum())
 
     def compact(self) -> None:
@@ -556,8 +558,8 @@ class VisitStore:
             self._counts = np.concatenate([self._counts, np.zeros(missing, np.int64)])
             self._visitors = np.concatenate([self._visitors, np.zeros(missing, np.int64)])
 
-    def _refresh(self, touched: Iterable[int]) -> None:
-        """Bring the columns up to date with places that have changed."""
+    def _refresh(self, touched: Mapping[int, Sequence[int]]) -> None:
+        """Bring the columns up to date with places that have changed, by those who came."""
         places = np.array(sorted(touched), dtype=np.int64)
         held = [columns for _, columns in list(self._columns.values())]
         if not held or not len(places):
@@ -569,7 +571,12 @@ class VisitStore:
         for columns in held:
             for i, row in enumerate(columns.rows_of(keys).tolist()):
                 if row >= 0:
-                    columns.change(row, times[:, i].copy(), blocks[i >> 4, :, i & 15].copy())
+                    columns.change(
+                        row,
+                        times[:, i].copy(),
+                        blocks[i >> 4, :, i & 15].copy(),
+                        touched[int(places[i])],
+                    )
 
     def _fill_times(self, places: npt.NDArray[np.int64], out: npt.NDArray[np.float32]) -> None:
         log = self.log

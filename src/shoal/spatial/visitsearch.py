@@ -30,8 +30,8 @@ def search(
     plan: QueryPlan,
     answers: Answers,
     live: npt.NDArray[np.uint8] | None = None,
-    stats: SearchStats | None = None,
     *,
+    stats: SearchStats | None = None,
     store: VisitStore,
     planner: Planner | None = None,
 ) -> None:
@@ -80,9 +80,11 @@ def search(
         columns.kernel,
         query,
         planner.mode_code,
-        planner.probe,
         planner.sample // 16,
         planner.share,
+        np.empty((7, 16), dtype=np.float64),
+        np.zeros((max(1, len(plan.words)), 2), dtype=np.int64),
+        np.empty(planner.probe, dtype=np.int64),
         answers.scores,
         answers.kms,
         answers.keys,
@@ -99,6 +101,7 @@ def search_all(
     layout: Layout,
     plan: QueryPlan,
     answers: Answers,
+    *,
     live: npt.NDArray[np.uint8] | None,
     stats: SearchStats | None,
 ) -> None:
@@ -150,12 +153,18 @@ def kernel_query(
     plan: QueryPlan,
     live: npt.NDArray[np.uint8] | None,
     words: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
+    *,
+    alone: bool = False,
 ) -> kernels.Query:
-    """Return a plan in numbers; ``words`` are the ids of its words and of the unwanted ones."""
+    """Return a plan in numbers; ``words`` are the ids of its words and of the unwanted ones.
+
+    ``alone``: for the parts of the place itself, without time and social.
+    """
     slots = store.config.time_slots
-    if not -1 <= plan.slot < slots:
-        raise InputError(f"a slot lies in 0 .. {slots - 1}", field="at", value=plan.slot)
-    social = plan.social if plan.weights[4] > 0 else None
+    slot = -1 if alone or not plan.weights[3] > 0 else plan.slot
+    if not -1 <= slot < slots:
+        raise InputError(f"a slot lies in 0 .. {slots - 1}", field="at", value=slot)
+    social = plan.social if plan.weights[4] > 0 and not alone else None
     vector = store.query_vector(social)
     dim = len(vector)
     steps = np.arange(dim, dtype=np.int64)
@@ -164,14 +173,15 @@ def kernel_query(
         rows, shares, most = _related_rows(store, columns, plan)
     filters, region = plan.filters, plan.region
     x, y, z = _score.unit_vector(float(plan.lon), float(plan.lat))
+    cap = (*region.cap, region.cap_chord2) if region else (0.0, 0.0, 0.0, 4.0)
+    reals = np.array(
+        [float(plan.has_point), x, y, z, plan.max_km, plan.decay_scale, *cap], dtype=np.float64
+    )
     return kernels.Query(
         has_point=bool(plan.has_point),
         lon=float(plan.lon),
         lat=float(plan.lat),
         cos_lat=float(kernels.cos_of_degrees(float(plan.lat))),
-        x=x,
-        y=y,
-        z=z,
         match=int(plan.match),
         words=fixed(words[0], np.int64),
         word_weights=fixed(plan.word_weights, np.float64),
@@ -194,12 +204,8 @@ def kernel_query(
         region_kind=int(region.kind) if region else 0,
         region_points=fixed(region.points, np.float64) if region else _NO_POINTS,
         region_ptr=fixed(region.ptr, np.int32) if region else _NO_PTR,
-        cap_x=float(region.cap[0]) if region else 0.0,
-        cap_y=float(region.cap[1]) if region else 0.0,
-        cap_z=float(region.cap[2]) if region else 0.0,
-        cap_chord2=float(region.cap_chord2) if region else 4.0,
         live=fixed(live, np.uint8) if live is not None else _NO_LIVE,
-        slot=int(plan.slot),
+        slot=int(slot),
         form=store.form(social),
         vector=fixed(vector),
         # The term of a coordinate that is never below a row's: with the maximum where the
@@ -207,6 +213,7 @@ def kernel_query(
         pick=fixed(steps * 32 + np.where(vector > 0, 16, 0)),
         step=fixed(steps * 16),
         length=float(np.sqrt(vector @ vector)) * (1.0 + 1e-12),
+        reals=fixed(reals),
         related_rows=fixed(rows, np.int64),
         related=fixed(shares, np.float64),
         related_max=fixed(most, np.float64),
