@@ -20,6 +20,8 @@ from shoal.spatial._build_kernels import (
     load_u1,
     load_u4,
     prefetch,
+    store_f8,
+    store_i8,
     view_f8,
     view_i8,
     view_i8x2,
@@ -40,7 +42,6 @@ from shoal.spatial._kernels import (
     LAT,
     LAT32,
     LAT64,
-    LAYOUT_SIZE,
     LIVE,
     LON,
     LON32,
@@ -125,16 +126,16 @@ def least_km(qf, lon, lat):
     ``sin u >= u - u^3 / 6`` and ``cos(p + d) >= cos p (1 - d^2 / 2) - |sin p| d`` in
     the haversine form, and ``asin x >= x``.
     """
-    across = abs(lon - qf[LON])
+    across = abs(lon - load_f8(qf, LON))
     across = min(across, 360.0 - across) * (0.5 * _RAD)
-    up = abs(lat - qf[LAT]) * _RAD
+    up = abs(lat - load_f8(qf, LAT)) * _RAD
     half = 0.5 * up
     half *= 1.0 - half * half * (1.0 / 6.0)
     h = half * half
-    cos_other = qf[COS_LAT] * (1.0 - 0.5 * up * up) - abs(qf[Z]) * up
+    cos_other = load_f8(qf, COS_LAT) * (1.0 - 0.5 * up * up) - abs(load_f8(qf, Z)) * up
     if cos_other > 0.0:
         across *= 1.0 - across * across * (1.0 / 6.0)
-        h += qf[COS_LAT] * cos_other * across * across
+        h += load_f8(qf, COS_LAT) * cos_other * across * across
     return max(0.0, 2.0 * EARTH_KM * math.sqrt(h) * (1.0 - 1e-9) - 1e-7)
 
 
@@ -143,11 +144,11 @@ def too_far(a, qi, qf, best, count, worst, row, text, attributes):
     """Say whether a cheap look at a row's position shows that it is not among the best."""
     lon, lat = place_of(a, row)
     km = least_km(qf, lon, lat)
-    if km > qf[MAX_KM]:
+    if km > load_f8(qf, MAX_KM):
         return True
     if count < len(best[0]):
         return False
-    space = space_bound(qi, qf, km) if qf[W_SPACE] > 0.0 else 0.0
+    space = space_bound(qi, qf, km) if load_f8(qf, W_SPACE) > 0.0 else 0.0
     score = blend(qf, space, text, attributes)
     return score < best[0][worst] or (score == best[0][worst] and km > best[1][worst])
 
@@ -167,39 +168,45 @@ def gallop(post, first, stop, row):
 @njit(error_model="numpy")
 def ask_for_rows(a, first, stop, values):
     """Ask for the memory of the rows ``post[first:stop]``."""
-    n = a[N]
+    n = load_i8(a, N)
     for i in range(first, stop):
-        row = load_u4(a[POST], i)
-        if a[EXACT]:
-            prefetch(a[LON64] + 8 * row)
-            prefetch(a[LAT64] + 8 * row)
+        row = load_u4(load_i8(a, POST), i)
+        if load_i8(a, EXACT):
+            prefetch(load_i8(a, LON64) + 8 * row)
+            prefetch(load_i8(a, LAT64) + 8 * row)
         else:
-            prefetch(a[LON32] + 4 * row)
-            prefetch(a[LAT32] + 4 * row)
+            prefetch(load_i8(a, LON32) + 4 * row)
+            prefetch(load_i8(a, LAT32) + 4 * row)
         for c in range(values):
-            if a[WIDE]:
-                prefetch(a[VALUES64] + 8 * (c * n + row))
+            if load_i8(a, WIDE):
+                prefetch(load_i8(a, VALUES64) + 8 * (c * n + row))
             else:
-                prefetch(a[VALUES32] + 4 * (c * n + row))
+                prefetch(load_i8(a, VALUES32) + 4 * (c * n + row))
 
 
 @njit(error_model="numpy")
 def block_bound(a, qi, qf, node, text):
     """Return (bound, distance) of a node of a word's tree, as ``node_bound`` does."""
-    km = near_km(box_distance2(a[BLOCK_BOXES], node, qf[X], qf[Y], qf[Z]))
-    if km > qf[MAX_KM]:
+    km = near_km(
+        box_distance2(load_i8(a, BLOCK_BOXES), node, load_f8(qf, X), load_f8(qf, Y), load_f8(qf, Z))
+    )
+    if km > load_f8(qf, MAX_KM):
         return -1.0, km
-    space = space_bound(qi, qf, km) if qf[W_SPACE] > 0.0 else 0.0
+    space = space_bound(qi, qf, km) if load_f8(qf, W_SPACE) > 0.0 else 0.0
     attributes = 0.0
-    if qf[W_ATTRIBUTES] > 0.0:
+    if load_f8(qf, W_ATTRIBUTES) > 0.0:
         total = 0.0
-        first = node * a[D]
-        for j in range(qi[N_PREFER]):
-            c = first + qi[qi[PREFER] + j]
-            if qi[qi[FLIP] + j] != 0:
-                total += qf[qi[PREFER_WEIGHT] + j] * (1.0 - load_u1(a[BLOCK_HIGH], c) / 255.0)
+        first = node * load_i8(a, D)
+        for j in range(load_i8(qi, N_PREFER)):
+            c = first + load_i8(qi, load_i8(qi, PREFER) + j)
+            if load_i8(qi, load_i8(qi, FLIP) + j) != 0:
+                total += load_f8(qf, load_i8(qi, PREFER_WEIGHT) + j) * (
+                    1.0 - load_u1(load_i8(a, BLOCK_HIGH), c) / 255.0
+                )
             else:
-                total += qf[qi[PREFER_WEIGHT] + j] * (load_u1(a[BLOCK_LOW], c) / 255.0)
+                total += load_f8(qf, load_i8(qi, PREFER_WEIGHT) + j) * (
+                    load_u1(load_i8(a, BLOCK_LOW), c) / 255.0
+                )
         attributes = 1.0 - total
     return blend(qf, space, text, attributes), km
 
@@ -210,12 +217,12 @@ def _scan_all(a, qi, qf, best, count, w, first, stop, ranges, base, near, text, 
 
     ``near`` is the largest space part there can be.
     """
-    post = a[POST]
-    words = qi[N_WORDS]
+    post = load_i8(a, POST)
+    words = load_i8(qi, N_WORDS)
     k = len(best[0])
     worst = 0 if k > HEAPED else k - 1
-    prefer = qi[N_PREFER]
-    attributes_first = prefer > 0 and qf[W_ATTRIBUTES] > qf[W_SPACE]
+    prefer = load_i8(qi, N_PREFER)
+    attributes_first = prefer > 0 and load_f8(qf, W_ATTRIBUTES) > load_f8(qf, W_SPACE)
     others = 0
     for v in range(words):
         if v != w:
@@ -255,7 +262,7 @@ def _scan_all(a, qi, qf, best, count, w, first, stop, ranges, base, near, text, 
         if too_far(a, qi, qf, best, count, worst, row, text, best_attributes):
             continue
         km = distance_of(a, qf, row)
-        if not km <= qf[MAX_KM]:
+        if not km <= load_f8(qf, MAX_KM):
             continue
         space = decayed(qi, qf, km)
         if prefer > 0 and not attributes_first:
@@ -284,18 +291,18 @@ def _scan_all(a, qi, qf, best, count, w, first, stop, ranges, base, near, text, 
             if missing:
                 continue
             stats[3] += 1
-        count = put(best, count, k, score, km, load_i8(a[KEYS], row), row)
+        count = put(best, count, k, score, km, load_i8(load_i8(a, KEYS), row), row)
     return count
 
 
 @njit(error_model="numpy")
 def _scan_any(a, qi, qf, best, count, w, first, stop, ranges, base, order, near, stats):
     """Offer the rows ``post[first:stop]`` of word ``w`` that no earlier word has."""
-    post = a[POST]
-    words = qi[N_WORDS]
+    post = load_i8(a, POST)
+    words = load_i8(qi, N_WORDS)
     k = len(best[0])
     worst = 0 if k > HEAPED else k - 1
-    prefer = qi[N_PREFER]
+    prefer = load_i8(qi, N_PREFER)
     cursors = base + 2 * words
     for v in range(words):
         ranges[cursors + v] = ranges[base + 2 * v]
@@ -308,7 +315,7 @@ def _scan_any(a, qi, qf, best, count, w, first, stop, ranges, base, order, near,
         mine = True
         for v in range(words):
             if v == w:
-                text += qf[WEIGHTS + v]
+                text += load_f8(qf, WEIGHTS + v)
                 continue
             end = ranges[base + 2 * v + 1]
             if ranges[cursors + v] >= end:
@@ -321,14 +328,14 @@ def _scan_any(a, qi, qf, best, count, w, first, stop, ranges, base, order, near,
             if cursor < end and load_u4(post, cursor) == row:
                 if order[v] < order[w]:
                     mine = False
-                text += qf[WEIGHTS + v]
+                text += load_f8(qf, WEIGHTS + v)
         begun = True
         if not mine or (count == k and blend(qf, near, text, 1.0) < best[0][worst]):
             continue
         if too_far(a, qi, qf, best, count, worst, row, text, 1.0):
             continue
         km = distance_of(a, qf, row)
-        if not km <= qf[MAX_KM]:
+        if not km <= load_f8(qf, MAX_KM):
             continue
         space = decayed(qi, qf, km)
         attributes = 0.0
@@ -344,7 +351,7 @@ def _scan_any(a, qi, qf, best, count, w, first, stop, ranges, base, order, near,
             score < best[0][worst] or (score == best[0][worst] and km > best[1][worst])
         ):
             continue
-        count = put(best, count, k, score, km, load_i8(a[KEYS], row), row)
+        count = put(best, count, k, score, km, load_i8(load_i8(a, KEYS), row), row)
     return count
 
 
@@ -356,14 +363,17 @@ def _trees(a, qi, ranges, order, tables):
     the number of levels in its last place. Returns (rarest word, smallest number of
     postings).
     """
-    words = qi[N_WORDS]
-    rarest, least = 0, a[N] + 1
+    words = load_i8(qi, N_WORDS)
+    rarest, least = 0, load_i8(a, N) + 1
     for w in range(words):
-        word = qi[WORDS + w]
+        word = load_i8(qi, WORDS + w)
         df = np.int64(0)
         ranges[2 * w] = ranges[2 * w + 1] = 0
         if word >= 0:
-            ranges[2 * w], ranges[2 * w + 1] = load_u4(a[PTR], word), load_u4(a[PTR], word + 1)
+            ranges[2 * w], ranges[2 * w + 1] = (
+                load_u4(load_i8(a, PTR), word),
+                load_u4(load_i8(a, PTR), word + 1),
+            )
             df = ranges[2 * w + 1] - ranges[2 * w]
         if df < least:
             rarest, least = w, df
@@ -398,8 +408,8 @@ def search_plain(a, qi, qf, best, count, work, stats):
     tables int64 [64, 20].
     """
     heap, entries, node_at, base_at, bound_at, km_at, ranges, order, tables = work
-    words = qi[N_WORDS]
-    every = qi[MATCH] == _ALL
+    words = load_i8(qi, N_WORDS)
+    every = load_i8(qi, MATCH) == _ALL
     k = len(best[0])
     worst = 0 if k > HEAPED else k - 1
     stride = 3 * words  # from, to and a cursor for each word
@@ -407,11 +417,13 @@ def search_plain(a, qi, qf, best, count, work, stats):
     rarest, least = _trees(a, qi, ranges, order, tables)
     full_text = 0.0
     for w in range(words):
-        full_text += qf[WEIGHTS + w]
+        full_text += load_f8(qf, WEIGHTS + w)
     if every:
         if least == 0:
             return count
-        if tables[rarest, 19] == 0 or (least <= FEW and (words > 1 or qf[W_ATTRIBUTES] == 0.0)):
+        if tables[rarest, 19] == 0 or (
+            least <= FEW and (words > 1 or load_f8(qf, W_ATTRIBUTES) == 0.0)
+        ):
             return _scan_all(
                 a, qi, qf, best, count, rarest, ranges[2 * rarest], ranges[2 * rarest + 1], ranges,
                 0, 1.0, full_text, stats,
@@ -432,7 +444,7 @@ def search_plain(a, qi, qf, best, count, work, stats):
             text = 0.0
             for w in range(words):
                 if order[w] >= turn and ranges[2 * w] < ranges[2 * w + 1]:
-                    text += qf[WEIGHTS + w]
+                    text += load_f8(qf, WEIGHTS + w)
             if tables[t, 19] == 0:
                 count = _scan_any(
                     a, qi, qf, best, count, t, ranges[2 * t], ranges[2 * t + 1], ranges, 0, order,
@@ -478,9 +490,9 @@ def search_plain(a, qi, qf, best, count, work, stats):
             level = (code >> 35) & 15
             i = (code & 0x7FFFFFFFF) * FAN_OUT
             if level == 0:
-                prefetch(a[POST] + 4 * (ranges[2 * t] + i))
+                prefetch(load_i8(a, POST) + 4 * (ranges[2 * t] + i))
             else:
-                prefetch(a[BLOCK_BOXES] + 24 * (tables[t, 2 * level - 2] + i))
+                prefetch(load_i8(a, BLOCK_BOXES) + 24 * (tables[t, 2 * level - 2] + i))
         code = node_at[entry]
         t = code >> 40
         known = (code >> 39) & 1
@@ -491,7 +503,7 @@ def search_plain(a, qi, qf, best, count, work, stats):
         first = ranges[2 * t] + i * width
         last = min(ranges[2 * t + 1], first + width)
         if level == 0:
-            near = space_bound(qi, qf, km) if qf[W_SPACE] > 0.0 else 0.0
+            near = space_bound(qi, qf, km) if load_f8(qf, W_SPACE) > 0.0 else 0.0
             if every:
                 count = _scan_all(
                     a, qi, qf, best, count, t, first, last, ranges, base, near, full_text, stats
@@ -506,15 +518,18 @@ def search_plain(a, qi, qf, best, count, work, stats):
             if not known:
                 if used + stride > len(ranges):
                     ranges = _grown(ranges, 2 * (used + stride))
-                from_row, to_row = load_u4(a[POST], first), load_u4(a[POST], last - 1) + 1
+                from_row, to_row = (
+                    load_u4(load_i8(a, POST), first),
+                    load_u4(load_i8(a, POST), last - 1) + 1,
+                )
                 empty = False
                 for w in range(words):
                     low, high = ranges[base + 2 * w], ranges[base + 2 * w + 1]
                     if w == t:
                         low, high = first, last
                     elif low < high:
-                        low = lower_bound(a[POST], low, high, from_row)
-                        high = gallop(a[POST], low, high, to_row)
+                        low = lower_bound(load_i8(a, POST), low, high, from_row)
+                        high = gallop(load_i8(a, POST), low, high, to_row)
                     ranges[used + 2 * w], ranges[used + 2 * w + 1] = low, high
                     if low == high:
                         empty = True
@@ -533,7 +548,7 @@ def search_plain(a, qi, qf, best, count, work, stats):
                 # Words that hardly ever meet: going down would only add nodes to the postings.
                 seldom = stats[4] >= 48 and stats[4] > 8 * stats[3]
                 if left <= (SELDOM if seldom else FAN_OUT):
-                    near = space_bound(qi, qf, km) if qf[W_SPACE] > 0.0 else 0.0
+                    near = space_bound(qi, qf, km) if load_f8(qf, W_SPACE) > 0.0 else 0.0
                     count = _scan_all(
                         a, qi, qf, best, count, few, ranges[base + 2 * few],
                         ranges[base + 2 * few + 1], ranges, base, near, full_text, stats,
@@ -543,7 +558,7 @@ def search_plain(a, qi, qf, best, count, work, stats):
                 text = 0.0
                 for w in range(words):
                     if ranges[base + 2 * w] < ranges[base + 2 * w + 1] and order[w] >= order[t]:
-                        text += qf[WEIGHTS + w]
+                        text += load_f8(qf, WEIGHTS + w)
                 if not known:
                     bound, km = block_bound(a, qi, qf, tables[t, 2 * level] + i, text)
                     if count == k and (
@@ -628,18 +643,18 @@ def _work_at(at):
 @njit(error_model="numpy")
 def _add_word(a, qi, qf, word):
     """Add a word (-1: unknown) to a query, once, with its idf as weight."""
-    count = qi[N_WORDS]
+    count = load_i8(qi, N_WORDS)
     if word < 0:
-        if qi[MATCH] == _ALL:
-            qi[LIVE] = -1  # no answer
+        if load_i8(qi, MATCH) == _ALL:
+            store_i8(qi, LIVE, -1)  # no answer
         return
     for w in range(count):
-        if qi[WORDS + w] == word:
+        if load_i8(qi, WORDS + w) == word:
             return
-    df = load_u4(a[PTR], word + 1) - load_u4(a[PTR], word)
-    qi[WORDS + count] = word
-    qf[WEIGHTS + count] = math.log1p((a[N] - df + 0.5) / (df + 0.5))
-    qi[N_WORDS] = count + 1
+    df = load_u4(load_i8(a, PTR), word + 1) - load_u4(load_i8(a, PTR), word)
+    store_i8(qi, WORDS + count, word)
+    store_f8(qf, WEIGHTS + count, math.log1p((load_i8(a, N) - df + 0.5) / (df + 0.5)))
+    store_i8(qi, N_WORDS, count + 1)
 
 
 @njit(error_model="numpy")
@@ -649,7 +664,7 @@ def _run(a, qi, qf, best, count, plain, work, stats):
     k = len(best[0])
     if k > HEAPED:
         heap_of_best(best, count)
-    if plain and qi[MATCH] != 0:
+    if plain and load_i8(qi, MATCH) != 0:
         count = search_plain(a, qi, qf, best, count, work, stats)
     else:
         count = search_any_tree(a, qi, qf, best, count, stats)
@@ -665,15 +680,13 @@ def answer(state, lon, lat, given, text):
     With ``PREPARED``, ``text`` (bytes) holds the ``given`` words of the query at
     (lon, lat), UTF-8, with bytes 255 between them; else the last four are not used.
     """
-    a = view_i8(state[LAYOUT], LAYOUT_SIZE)
-    qi = view_i8(state[INTEGERS_AT], state[INTEGERS_LENGTH])
-    qf = view_f8(state[REALS_AT], state[REALS_LENGTH])
-    k = qi[K]
+    a, qi, qf = state[LAYOUT], state[INTEGERS_AT], state[REALS_AT]
+    k = load_i8(qi, K)
     mode = state[MODE]
     work = _work_at(state[WORK]) if state[WORK] != 0 else new_work()
     stats = view_i8(state[STATS_AT], 5)
     queries = state[QUERIES] if mode == MANY else np.int64(1)
-    match = qi[MATCH]
+    match = load_i8(qi, MATCH)
     count = np.int64(0)
     for i in range(queries):
         best = (
@@ -685,36 +698,48 @@ def answer(state, lon, lat, given, text):
         stats[3] = stats[4] = 0
         if mode == COMPLETE:
             return _run(a, qi, qf, best, state[COUNT], state[PLAIN] != 0, work, stats)
-        qi[N_WORDS] = qi[LIVE] = 0
+        store_i8(qi, N_WORDS, 0)
+        store_i8(qi, LIVE, 0)
         words = given
         if mode == PREPARED:
-            qf[LON], qf[LAT] = lon, lat
+            at_lon, at_lat = lon, lat
+            store_f8(qf, LON, at_lon)
+            store_f8(qf, LAT, at_lat)
             first = 0
             for _ in range(given):
                 stop = first
                 while stop < len(text) and text[stop] != _SEPARATOR:
                     stop += 1
                 word = find_word(
-                    text, first, stop, a[BLOB], a[OFFSETS], a[TABLE], a[SLOTS], a[BITS]
+                    text,
+                    first,
+                    stop,
+                    load_i8(a, BLOB),
+                    load_i8(a, OFFSETS),
+                    load_i8(a, TABLE),
+                    load_i8(a, SLOTS),
+                    load_i8(a, BITS),
                 )
                 _add_word(a, qi, qf, word)
                 first = stop + 1
         else:
-            qf[LON], qf[LAT] = load_f8(state[LON_AT], i), load_f8(state[LAT_AT], i)
+            at_lon, at_lat = load_f8(state[LON_AT], i), load_f8(state[LAT_AT], i)
+            store_f8(qf, LON, at_lon)
+            store_f8(qf, LAT, at_lat)
             first, last = load_i8(state[PTR_AT], i), load_i8(state[PTR_AT], i + 1)
             words = last - first
             for j in range(first, last):
                 _add_word(a, qi, qf, load_i8(state[IDS_AT], j))
         count = np.int64(0)
-        if words == 0 or (qi[N_WORDS] > 0 and qi[LIVE] == 0):
+        if words == 0 or (load_i8(qi, N_WORDS) > 0 and load_i8(qi, LIVE) == 0):
             total = 0.0
-            for w in range(qi[N_WORDS]):
-                total += qf[WEIGHTS + w]
-            for w in range(qi[N_WORDS]):
-                qf[WEIGHTS + w] /= total
-            qi[MATCH] = 0 if words == 0 else match
+            for w in range(load_i8(qi, N_WORDS)):
+                total += load_f8(qf, WEIGHTS + w)
+            for w in range(load_i8(qi, N_WORDS)):
+                store_f8(qf, WEIGHTS + w, load_f8(qf, WEIGHTS + w) / total)
+            store_i8(qi, MATCH, 0 if words == 0 else match)
             count = _run(a, qi, qf, best, 0, state[PLAIN] != 0, work, stats)
-            qi[MATCH] = match
+            store_i8(qi, MATCH, match)
         if mode == MANY:
             view_i8(state[COUNTS_AT], queries)[i] = count
     return count

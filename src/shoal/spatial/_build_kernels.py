@@ -28,6 +28,8 @@ __all__ = [
     "load_u8",
     "node_bounds",
     "prefetch",
+    "store_f8",
+    "store_i8",
     "transpose",
     "transpose_back",
     "unit_vectors",
@@ -86,6 +88,26 @@ load_u8 = _loader(types.uint64, types.uint64)
 load_i8 = _loader(types.int64, types.int64)
 load_f4 = _loader(types.float32, types.float64)
 load_f8 = _loader(types.float64, types.float64)
+
+
+def _storer(kind):
+    """Return the intrinsic that sets entry ``i`` of the array of ``kind`` at an address."""
+
+    @intrinsic
+    def store(typingctx, address, i, value):
+        def codegen(context, builder, signature, arguments):
+            entry = context.get_data_type(kind)
+            first = builder.inttoptr(arguments[0], entry.as_pointer())
+            builder.store(arguments[2], builder.gep(first, [arguments[1]]))
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, kind), codegen
+
+    return store
+
+
+store_i8 = _storer(types.int64)
+store_f8 = _storer(types.float64)
 
 
 @intrinsic

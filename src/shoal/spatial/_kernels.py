@@ -28,10 +28,12 @@ from shoal.spatial._build_kernels import (
     load_u2,
     load_u4,
     load_u8,
+    store_f8,
     view_f4x2,
     view_f8,
     view_f8x2,
     view_i4,
+    view_i8,
 )
 from shoal.spatial._score import (
     attribute_cost,
@@ -94,8 +96,11 @@ REALS = WEIGHTS + MAX_WORDS
 @njit(error_model="numpy")
 def locate(qf):
     """Fill in what follows from the query's point."""
-    qf[COS_LAT] = math.cos(qf[LAT] * _RAD)
-    qf[X], qf[Y], qf[Z] = unit_vector(qf[LON], qf[LAT])
+    store_f8(qf, COS_LAT, math.cos(load_f8(qf, LAT) * _RAD))
+    x, y, z = unit_vector(load_f8(qf, LON), load_f8(qf, LAT))
+    store_f8(qf, X, x)
+    store_f8(qf, Y, y)
+    store_f8(qf, Z, z)
 
 
 # --- postings --------------------------------------------------------------------------------
@@ -123,16 +128,16 @@ def has_row(post, first, stop, row):
 @njit(error_model="numpy")
 def tree_of(a, word):
     """Return the first node of a word's tree, -1 if it has none."""
-    bits = load_u8(a[TREE_BITS], word >> 6)
+    bits = load_u8(load_i8(a, TREE_BITS), word >> 6)
     bit = np.uint64(word & 63)
     if (bits >> bit) & np.uint64(1) == np.uint64(0):
         return np.int64(-1)
     below = bits & ((np.uint64(1) << bit) - np.uint64(1))
-    count = load_u4(a[TREE_RANK], word >> 6)
+    count = load_u4(load_i8(a, TREE_RANK), word >> 6)
     while below != np.uint64(0):
         below &= below - np.uint64(1)
         count += 1
-    return load_u4(a[TREE_START], count)
+    return load_u4(load_i8(a, TREE_START), count)
 
 
 # --- the parts of one row --------------------------------------------------------------------
@@ -141,13 +146,13 @@ def tree_of(a, word):
 @njit(error_model="numpy")
 def place_of(a, row):
     """Return (lon, lat) of a row, degrees."""
-    n = a[N]
+    n = load_i8(a, N)
     return position(
-        view_i4(a[LON32], n),
-        view_i4(a[LAT32], n),
-        view_f8(a[LON64], n),
-        view_f8(a[LAT64], n),
-        a[EXACT] != 0,
+        view_i4(load_i8(a, LON32), n),
+        view_i4(load_i8(a, LAT32), n),
+        view_f8(load_i8(a, LON64), n),
+        view_f8(load_i8(a, LAT64), n),
+        load_i8(a, EXACT) != 0,
         row,
     )
 
@@ -156,30 +161,32 @@ def place_of(a, row):
 def distance_of(a, qf, row):
     """Return the distance of a row, kilometres."""
     lon, lat = place_of(a, row)
-    return distance_km(qf[LON], qf[LAT], qf[COS_LAT], lon, lat)
+    return distance_km(load_f8(qf, LON), load_f8(qf, LAT), load_f8(qf, COS_LAT), lon, lat)
 
 
 @njit(error_model="numpy")
 def decayed(qi, qf, km):
     """Return the space part at a distance."""
-    return decay_of(qi[DECAY_KIND], qf[SCALE], km)
+    return decay_of(load_i8(qi, DECAY_KIND), load_f8(qf, SCALE), km)
 
 
 @njit(error_model="numpy")
 def damping_of(a, qf, row):
     """Return what BM25 leaves of the text part of a row."""
-    length = load_u4(a[LENGTHS], row) if a[LONG] else load_u2(a[LENGTHS], row)
-    k1, b = qf[K1], qf[B]
-    full = 1.0 + k1 * (1.0 - b + b * length / qf[MEAN_WORDS])
+    length = (
+        load_u4(load_i8(a, LENGTHS), row) if load_i8(a, LONG) else load_u2(load_i8(a, LENGTHS), row)
+    )
+    k1, b = load_f8(qf, K1), load_f8(qf, B)
+    full = 1.0 + k1 * (1.0 - b + b * length / load_f8(qf, MEAN_WORDS))
     return min(1.0, (1.0 + k1 * (1.0 - b)) / full)
 
 
 @njit(error_model="numpy")
 def value_of(a, column, row):
     """Return an attribute of a row."""
-    if a[WIDE]:
-        return load_f8(a[VALUES64], column * a[N] + row)
-    return load_f4(a[VALUES32], column * a[N] + row)
+    if load_i8(a, WIDE):
+        return load_f8(load_i8(a, VALUES64), column * load_i8(a, N) + row)
+    return load_f4(load_i8(a, VALUES32), column * load_i8(a, N) + row)
 
 
 @njit(error_model="numpy")
@@ -189,21 +196,21 @@ def attributes_of(a, qi, qf, row, neutral):
     With ``neutral`` such a value counts one half instead.
     """
     total = 0.0
-    for j in range(qi[N_PREFER]):
-        c = qi[qi[PREFER] + j]
-        missing = load_i8(a[SPEC_MISSING], c)
+    for j in range(load_i8(qi, N_PREFER)):
+        c = load_i8(qi, load_i8(qi, PREFER) + j)
+        missing = load_i8(load_i8(a, SPEC_MISSING), c)
         if neutral and missing == 2:
             missing = 1
         cost = attribute_cost(
             value_of(a, c, row),
-            load_f8(a[SPEC_LOW], c),
-            load_f8(a[SPEC_SPAN], c),
-            qi[qi[FLIP] + j] != 0,
+            load_f8(load_i8(a, SPEC_LOW), c),
+            load_f8(load_i8(a, SPEC_SPAN), c),
+            load_i8(qi, load_i8(qi, FLIP) + j) != 0,
             missing,
         )
         if cost < 0.0:
             return -1.0
-        total += qf[qi[PREFER_WEIGHT] + j] * cost
+        total += load_f8(qf, load_i8(qi, PREFER_WEIGHT) + j) * cost
     return 1.0 - total
 
 
@@ -211,41 +218,52 @@ def attributes_of(a, qi, qf, row, neutral):
 def blend(qf, space, text, attributes):
     """Return the score of three parts."""
     score = 0.0
-    if qf[W_SPACE] > 0.0:
-        score += qf[W_SPACE] * space
-    if qf[W_TEXT] > 0.0:
-        score += qf[W_TEXT] * text
-    if qf[W_ATTRIBUTES] > 0.0:
-        score += qf[W_ATTRIBUTES] * attributes
+    if load_f8(qf, W_SPACE) > 0.0:
+        score += load_f8(qf, W_SPACE) * space
+    if load_f8(qf, W_TEXT) > 0.0:
+        score += load_f8(qf, W_TEXT) * text
+    if load_f8(qf, W_ATTRIBUTES) > 0.0:
+        score += load_f8(qf, W_ATTRIBUTES) * attributes
     return score
 
 
 @njit(error_model="numpy")
 def allowed(a, qi, qf, row):
     """Say whether excluded words, filters and region let a row pass."""
-    for j in range(qi[N_WITHOUT]):
-        word = qi[WITHOUT + j]
-        if word >= 0 and has_row(a[POST], load_u4(a[PTR], word), load_u4(a[PTR], word + 1), row):
+    for j in range(load_i8(qi, N_WITHOUT)):
+        word = load_i8(qi, WITHOUT + j)
+        if word >= 0 and has_row(
+            load_i8(a, POST),
+            load_u4(load_i8(a, PTR), word),
+            load_u4(load_i8(a, PTR), word + 1),
+            row,
+        ):
             return False
-    groups = qi[N_GROUPS]
+    groups = load_i8(qi, N_GROUPS)
     if groups > 0:
-        n, d, wide = a[N], a[D], a[WIDE] != 0
+        n, d, wide = load_i8(a, N), load_i8(a, D), load_i8(a, WIDE) != 0
         if not passes_filters(
-            qi[qi[GROUP] : qi[GROUP] + groups],
-            qi[qi[GROUP_PTR] : qi[GROUP_PTR] + groups + 1],
-            qf[qi[LOW] : qi[HIGH]],
-            qf[qi[HIGH] : qi[POINTS]],
-            view_f4x2(a[VALUES32], d, n),
-            view_f8x2(a[VALUES64], d, n),
+            view_i8(qi + 8 * load_i8(qi, GROUP), groups),
+            view_i8(qi + 8 * load_i8(qi, GROUP_PTR), groups + 1),
+            view_f8(qf + 8 * load_i8(qi, LOW), load_i8(qi, HIGH) - load_i8(qi, LOW)),
+            view_f8(qf + 8 * load_i8(qi, HIGH), load_i8(qi, POINTS) - load_i8(qi, HIGH)),
+            view_f4x2(load_i8(a, VALUES32), d, n),
+            view_f8x2(load_i8(a, VALUES64), d, n),
             wide,
             row,
         ):
             return False
-    if qi[REGION] > 0:
+    if load_i8(qi, REGION) > 0:
         lon, lat = place_of(a, row)
-        first, stop = qi[POINTS], qi[POINTS_STOP]
-        points = qf[first:stop].reshape(((stop - first) >> 1, 2))
-        return in_region(qi[REGION], points, qi[qi[RINGS] : qi[RINGS_STOP]], lon, lat)
+        first, stop = load_i8(qi, POINTS), load_i8(qi, POINTS_STOP)
+        points = view_f8x2(qf + 8 * first, (stop - first) >> 1, 2)
+        return in_region(
+            load_i8(qi, REGION),
+            points,
+            view_i8(qi + 8 * load_i8(qi, RINGS), load_i8(qi, RINGS_STOP) - load_i8(qi, RINGS)),
+            lon,
+            lat,
+        )
     return True
 
 
@@ -262,7 +280,7 @@ def box_distance2(boxes, node, x, y, z):
 def space_bound(qi, qf, km):
     """Return the largest space part at ``km`` or farther."""
     space = decayed(qi, qf, km)
-    if qi[DECAY_KIND] >= 2:
+    if load_i8(qi, DECAY_KIND) >= 2:
         space = min(1.0, space * (1.0 + 1e-12))  # exp need not be monotone to the last bit
     return space
 
@@ -271,12 +289,12 @@ def space_bound(qi, qf, km):
 def attribute_bound(a, qi, qf, low, high, node):
     """Return the largest attribute part of a node's rows."""
     total = 0.0
-    first = node * a[D]
-    for j in range(qi[N_PREFER]):
-        c = first + qi[qi[PREFER] + j]
-        flip = qi[qi[FLIP] + j] != 0
+    first = node * load_i8(a, D)
+    for j in range(load_i8(qi, N_PREFER)):
+        c = first + load_i8(qi, load_i8(qi, PREFER) + j)
+        flip = load_i8(qi, load_i8(qi, FLIP) + j) != 0
         cost = 1.0 - load_u1(high, c) / 255.0 if flip else load_u1(low, c) / 255.0
-        total += qf[qi[PREFER_WEIGHT] + j] * cost
+        total += load_f8(qf, load_i8(qi, PREFER_WEIGHT) + j) * cost
     return 1.0 - total
 
 
@@ -287,30 +305,37 @@ def node_bound(a, qi, qf, blocks, node, text):
     ``node`` is of the tree over all rows, or with ``blocks`` of those over postings.
     The bound is -1 if the node has nothing within ``max_km``, region and filters.
     """
-    boxes = a[BLOCK_BOXES] if blocks else a[BOXES]
-    low = a[BLOCK_LOW] if blocks else a[NODE_LOW]
-    high = a[BLOCK_HIGH] if blocks else a[NODE_HIGH]
+    boxes = load_i8(a, BLOCK_BOXES) if blocks else load_i8(a, BOXES)
+    low = load_i8(a, BLOCK_LOW) if blocks else load_i8(a, NODE_LOW)
+    high = load_i8(a, BLOCK_HIGH) if blocks else load_i8(a, NODE_HIGH)
     km = 0.0
     space = 0.0
-    if qi[HAS_POINT]:
-        km = km_of_chord2(box_distance2(boxes, node, qf[X], qf[Y], qf[Z]))
-        if km > qf[MAX_KM]:
+    if load_i8(qi, HAS_POINT):
+        km = km_of_chord2(
+            box_distance2(boxes, node, load_f8(qf, X), load_f8(qf, Y), load_f8(qf, Z))
+        )
+        if km > load_f8(qf, MAX_KM):
             return -1.0, km
-        if qf[W_SPACE] > 0.0:
+        if load_f8(qf, W_SPACE) > 0.0:
             space = space_bound(qi, qf, km)
     if (
-        qi[REGION] > 0
-        and qf[CAP_CHORD2] < 4.0
-        and box_distance2(boxes, node, qf[CAP_X], qf[CAP_Y], qf[CAP_Z]) > qf[CAP_CHORD2]
+        load_i8(qi, REGION) > 0
+        and load_f8(qf, CAP_CHORD2) < 4.0
+        and box_distance2(boxes, node, load_f8(qf, CAP_X), load_f8(qf, CAP_Y), load_f8(qf, CAP_Z))
+        > load_f8(qf, CAP_CHORD2)
     ):
         return -1.0, km
-    for g in range(qi[N_GROUPS]):
-        c = node * a[D] + qi[qi[GROUP] + g]
+    for g in range(load_i8(qi, N_GROUPS)):
+        c = node * load_i8(a, D) + load_i8(qi, load_i8(qi, GROUP) + g)
         least, most = load_u1(low, c), load_u1(high, c)
-        if least > most or least > qi[qi[GROUP_HIGH] + g] or most < qi[qi[GROUP_LOW] + g]:
+        if (
+            least > most
+            or least > load_i8(qi, load_i8(qi, GROUP_HIGH) + g)
+            or most < load_i8(qi, load_i8(qi, GROUP_LOW) + g)
+        ):
             return -1.0, km
     attributes = 0.0
-    if qf[W_ATTRIBUTES] > 0.0:
+    if load_f8(qf, W_ATTRIBUTES) > 0.0:
         attributes = attribute_bound(a, qi, qf, low, high, node)
     return blend(qf, space, text, attributes), km
 
@@ -460,12 +485,12 @@ def _text_of(a, qi, qf, row, ranges, base, order, tree):
     """Return the text part of a row, -1 if a word of an earlier tree has it or none does."""
     text = 0.0
     found = False
-    for w in range(qi[N_WORDS]):
+    for w in range(load_i8(qi, N_WORDS)):
         low, high = ranges[base + 2 * w], ranges[base + 2 * w + 1]
-        if low < high and has_row(a[POST], low, high, row):
+        if low < high and has_row(load_i8(a, POST), low, high, row):
             if tree >= 0 and order[w] < order[tree]:
                 return -1.0
-            text += qf[WEIGHTS + w]
+            text += load_f8(qf, WEIGHTS + w)
             found = True
     return text if found else -1.0
 
@@ -481,40 +506,40 @@ def scan(a, qi, qf, best, count, word, first, stop, ranges, base, order, tree, f
     k = len(best[0])
     worst = 0 if k > HEAPED else k - 1
     for i in range(first, stop):
-        row = load_u4(a[POST], i) if word >= 0 else np.int64(i)
+        row = load_u4(load_i8(a, POST), i) if word >= 0 else np.int64(i)
         stats[2] += 1
-        if qi[LIVE] != 0 and load_u1(qi[LIVE], row) == 0:
+        if load_i8(qi, LIVE) != 0 and load_u1(load_i8(qi, LIVE), row) == 0:
             continue
         text = full_text
-        if qi[MATCH] == _ANY:
+        if load_i8(qi, MATCH) == _ANY:
             text = _text_of(a, qi, qf, row, ranges, base, order, tree)
             if text < 0.0:
                 continue
         km = 0.0
         space = 0.0
-        if qi[HAS_POINT]:
+        if load_i8(qi, HAS_POINT):
             km = distance_of(a, qf, row)
-            if not km <= qf[MAX_KM]:
+            if not km <= load_f8(qf, MAX_KM):
                 continue
             space = decayed(qi, qf, km)
         if hopeless(blend(qf, space, text, 1.0), km, best, count, k, worst):
             continue
         stats[1] += 1
         attributes = 0.0
-        if qi[N_PREFER] > 0:
+        if load_i8(qi, N_PREFER) > 0:
             attributes = attributes_of(a, qi, qf, row, False)
             if attributes < -0.5:
                 continue
-        if qi[BM25]:
+        if load_i8(qi, BM25):
             text *= damping_of(a, qf, row)
         score = blend(qf, space, text, attributes)
         if hopeless(score, km, best, count, k, worst):
             continue
-        if qi[MATCH] == _ALL:
+        if load_i8(qi, MATCH) == _ALL:
             missing = False
-            for w in range(qi[N_WORDS]):
+            for w in range(load_i8(qi, N_WORDS)):
                 if w != word and not has_row(
-                    a[POST], ranges[base + 2 * w], ranges[base + 2 * w + 1], row
+                    load_i8(a, POST), ranges[base + 2 * w], ranges[base + 2 * w + 1], row
                 ):
                     missing = True
                     break
@@ -522,7 +547,7 @@ def scan(a, qi, qf, best, count, word, first, stop, ranges, base, order, tree, f
                 continue
         if not allowed(a, qi, qf, row):
             continue
-        count = put(best, count, k, score, km, load_i8(a[KEYS], row), row)
+        count = put(best, count, k, score, km, load_i8(load_i8(a, KEYS), row), row)
     return count
 
 
@@ -534,10 +559,10 @@ def _rows_of(a, tree, first_post, last_post, level, i):
     """Return the range of rows that node ``i`` of a level covers."""
     size = np.int64(FAN_OUT) << (4 * level)
     if tree < 0:
-        return i * size, min(a[N], (i + 1) * size)
+        return i * size, min(load_i8(a, N), (i + 1) * size)
     first = first_post + i * size
     last = min(last_post, first + size) - 1
-    return load_u4(a[POST], first), load_u4(a[POST], last) + 1
+    return load_u4(load_i8(a, POST), first), load_u4(load_i8(a, POST), last) + 1
 
 
 @njit(error_model="numpy")
@@ -549,23 +574,28 @@ def _prepare(a, qi, qf, ranges, order, tables):
     rarest word): 0 nothing, 1 the tree over all rows, 2 the rarest word's tree, 3
     the trees of all words, 4 the postings of the rarest word.
     """
-    words = qi[N_WORDS]
-    for level in range(a[LEVELS]):
-        tables[words, 2 * level] = load_i8(a[LEVEL_START], level)
-        tables[words, 2 * level + 1] = load_i8(a[LEVEL_START], level + 1) - tables[words, 2 * level]
-    if a[N] == 0:
+    words = load_i8(qi, N_WORDS)
+    for level in range(load_i8(a, LEVELS)):
+        tables[words, 2 * level] = load_i8(load_i8(a, LEVEL_START), level)
+        tables[words, 2 * level + 1] = (
+            load_i8(load_i8(a, LEVEL_START), level + 1) - tables[words, 2 * level]
+        )
+    if load_i8(a, N) == 0:
         return 0, -1
-    if qi[MATCH] != _ALL and qi[MATCH] != _ANY:
+    if load_i8(qi, MATCH) != _ALL and load_i8(qi, MATCH) != _ANY:
         return 1, -1
-    rarest, least, most = -1, a[N] + 1, 0
+    rarest, least, most = -1, load_i8(a, N) + 1, 0
     for w in range(words):
-        word = qi[WORDS + w]
+        word = load_i8(qi, WORDS + w)
         df = np.int64(0)
         ranges[2 * w] = ranges[2 * w + 1] = 0
         if word >= 0:
-            ranges[2 * w], ranges[2 * w + 1] = load_u4(a[PTR], word), load_u4(a[PTR], word + 1)
+            ranges[2 * w], ranges[2 * w + 1] = (
+                load_u4(load_i8(a, PTR), word),
+                load_u4(load_i8(a, PTR), word + 1),
+            )
             df = ranges[2 * w + 1] - ranges[2 * w]
-        if qi[MATCH] == _ALL or df > 0:
+        if load_i8(qi, MATCH) == _ALL or df > 0:
             if df < least:
                 rarest, least = w, df
             most = max(most, df)
@@ -588,16 +618,16 @@ def _prepare(a, qi, qf, ranges, order, tables):
                     break
                 nodes = (nodes + FAN_OUT - 1) // FAN_OUT
             tables[w, 2 * level + 1] = 0
-    if rarest < 0 or (qi[MATCH] == _ALL and least == 0):
+    if rarest < 0 or (load_i8(qi, MATCH) == _ALL and least == 0):
         return 0, -1
-    small = qf[W_ATTRIBUTES] > 0.0
-    if qi[MATCH] == _ALL:
+    small = load_f8(qf, W_ATTRIBUTES) > 0.0
+    if load_i8(qi, MATCH) == _ALL:
         if least <= SWITCH and (not small or least <= FAN_OUT):
             return 4, rarest
-        if (small or 10 * least <= 3 * a[N]) and tables[rarest, 1] > 0:
+        if (small or 10 * least <= 3 * load_i8(a, N)) and tables[rarest, 1] > 0:
             return 2, rarest
         return 1, rarest
-    if small or 10 * most <= 3 * a[N]:
+    if small or 10 * most <= 3 * load_i8(a, N):
         return 3, rarest
     return 1, rarest
 
@@ -612,7 +642,7 @@ def search_any_tree(a, qi, qf, best, count, stats):
     """
     k = len(best[0])
     worst = 0 if k > HEAPED else k - 1
-    words = qi[N_WORDS]
+    words = load_i8(qi, N_WORDS)
     stride = 2 * words
     ranges = np.empty(max(1, stride) * 16, np.int64)
     used = stride  # of ranges
@@ -622,9 +652,9 @@ def search_any_tree(a, qi, qf, best, count, stats):
     if way == 0:
         return count
     full_text = 0.0
-    if qi[MATCH] != 0:
+    if load_i8(qi, MATCH) != 0:
         for w in range(words):
-            full_text += qf[WEIGHTS + w]
+            full_text += load_f8(qf, WEIGHTS + w)
     if way == 4:
         return scan(
             a, qi, qf, best, count, rarest, ranges[2 * rarest], ranges[2 * rarest + 1], ranges, 0,
@@ -655,7 +685,7 @@ def search_any_tree(a, qi, qf, best, count, stats):
             text = 0.0
             for w in range(words):
                 if order[w] >= order[t] and ranges[2 * w] < ranges[2 * w + 1]:
-                    text += qf[WEIGHTS + w]
+                    text += load_f8(qf, WEIGHTS + w)
         table = tables[t] if t >= 0 else tables[words]
         level = 0
         while table[2 * level + 3] > 0:
@@ -693,7 +723,7 @@ def search_any_tree(a, qi, qf, best, count, stats):
         base = base_at[entry]
         text = full_text
 
-        if words > 0 and qi[MATCH] != 0 and not known:
+        if words > 0 and load_i8(qi, MATCH) != 0 and not known:
             if used + stride > len(ranges):
                 ranges = _grown(ranges, 2 * (used + stride))
             first, last = (ranges[2 * t], ranges[2 * t + 1]) if t >= 0 else (0, 0)
@@ -709,22 +739,22 @@ def search_any_tree(a, qi, qf, best, count, stats):
                     low = first + i * step
                     high = min(last, low + step)
                 elif low < high:
-                    low = lower_bound(a[POST], low, high, from_row)
-                    high = lower_bound(a[POST], low, high, to_row)
+                    low = lower_bound(load_i8(a, POST), low, high, from_row)
+                    high = lower_bound(load_i8(a, POST), low, high, to_row)
                 ranges[new + 2 * w], ranges[new + 2 * w + 1] = low, high
                 if low == high:
                     empty = True
-                    if qi[MATCH] == _ALL:
+                    if load_i8(qi, MATCH) == _ALL:
                         break
                 else:
                     any_left = True
                     if t < 0 or order[w] >= order[t]:
-                        text += qf[WEIGHTS + w]
-            if not any_left or (empty and qi[MATCH] == _ALL):
+                        text += load_f8(qf, WEIGHTS + w)
+            if not any_left or (empty and load_i8(qi, MATCH) == _ALL):
                 continue
             used += stride
             base = new
-            if qi[MATCH] == _ALL:
+            if load_i8(qi, MATCH) == _ALL:
                 text = full_text
             elif text < full_text:
                 bound, km = node_bound(
@@ -745,22 +775,22 @@ def search_any_tree(a, qi, qf, best, count, stats):
                 if ranges[base + 2 * w] < ranges[base + 2 * w + 1] and (
                     t < 0 or order[w] >= order[t]
                 ):
-                    text += qf[WEIGHTS + w]
+                    text += load_f8(qf, WEIGHTS + w)
 
         # Few postings left, or a leaf: look at them.
-        if qi[MATCH] == _ALL:
-            few, left = -1, a[N] + 1
+        if load_i8(qi, MATCH) == _ALL:
+            few, left = -1, load_i8(a, N) + 1
             for w in range(words):
                 length = ranges[base + 2 * w + 1] - ranges[base + 2 * w]
                 if length < left:
                     few, left = w, length
-            if level == 0 or left <= (FAN_OUT if qf[W_ATTRIBUTES] > 0.0 else SWITCH):
+            if level == 0 or left <= (FAN_OUT if load_f8(qf, W_ATTRIBUTES) > 0.0 else SWITCH):
                 count = scan(
                     a, qi, qf, best, count, few, ranges[base + 2 * few],
                     ranges[base + 2 * few + 1], ranges, base, order, -1, full_text, stats,
                 )  # fmt: skip
                 continue
-        elif qi[MATCH] == _ANY:
+        elif load_i8(qi, MATCH) == _ANY:
             if t >= 0:
                 if level == 0:
                     count = scan(
@@ -809,29 +839,35 @@ def search_any_tree(a, qi, qf, best, count, stats):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def parts(a, qi, qf, rows, out, km_out, qualifies):
+def parts(layout, integers, reals, rows, out, km_out, qualifies):
     """Fill the parts [m, 5], the distances and the membership of rows."""
+    a, qi, qf = layout.ctypes.data, integers.ctypes.data, reals.ctypes.data
     locate(qf)
     for i in range(len(rows)):
         row = rows[i]
         good = True
-        if qi[HAS_POINT]:
+        if load_i8(qi, HAS_POINT):
             km_out[i] = distance_of(a, qf, row)
             out[i, 0] = decayed(qi, qf, km_out[i])
-            good = km_out[i] <= qf[MAX_KM]
+            good = km_out[i] <= load_f8(qf, MAX_KM)
         found = 0
         text = 0.0
-        for w in range(qi[N_WORDS]):
-            word = qi[WORDS + w]
+        for w in range(load_i8(qi, N_WORDS)):
+            word = load_i8(qi, WORDS + w)
             if word >= 0 and has_row(
-                a[POST], load_u4(a[PTR], word), load_u4(a[PTR], word + 1), row
+                load_i8(a, POST),
+                load_u4(load_i8(a, PTR), word),
+                load_u4(load_i8(a, PTR), word + 1),
+                row,
             ):
-                text += qf[WEIGHTS + w]
+                text += load_f8(qf, WEIGHTS + w)
                 found += 1
-        if (qi[MATCH] == _ALL and found < qi[N_WORDS]) or (qi[MATCH] == _ANY and found == 0):
+        if (load_i8(qi, MATCH) == _ALL and found < load_i8(qi, N_WORDS)) or (
+            load_i8(qi, MATCH) == _ANY and found == 0
+        ):
             good = False
-        out[i, 1] = text * damping_of(a, qf, row) if qi[BM25] else text
-        if qi[N_PREFER] > 0:
+        out[i, 1] = text * damping_of(a, qf, row) if load_i8(qi, BM25) else text
+        if load_i8(qi, N_PREFER) > 0:
             out[i, 2] = attributes_of(a, qi, qf, row, False)
             if out[i, 2] < -0.5:
                 good = False
@@ -840,8 +876,9 @@ def parts(a, qi, qf, rows, out, km_out, qualifies):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def bounds_of_nodes(a, qi, qf, blocks, text, out, km_out):
+def bounds_of_nodes(layout, integers, reals, blocks, text, out, km_out):
     """Set the bound and the distance of every node of the tree over rows, or of all blocks."""
+    a, qi, qf = layout.ctypes.data, integers.ctypes.data, reals.ctypes.data
     locate(qf)
     for node in range(len(out)):
         out[node], km_out[node] = node_bound(a, qi, qf, blocks, node, text)
