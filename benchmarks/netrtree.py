@@ -17,7 +17,6 @@ run also writes ``evidence/netrtree.json``.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import sys
@@ -41,10 +40,11 @@ def measure(quick: bool, seed: int, data: Path) -> tuple[dict[str, Any], tuple[P
 
     compiled = warm.start("visits", "netr")
     from _netrtree import data as sets
+    from _netrtree import effectiveness
     from _netrtree import measure as part
 
     chosen: dict[str, sets.VisitedPlaces] = {}
-    real = sets.gowalla(data, seed, limit=5000, users=3000) if quick else sets.gowalla(data, seed)
+    real = sets.gowalla(data, seed, users=6000) if quick else sets.gowalla(data, seed)
     files: tuple[Path, ...] = ()
     if real is None:
         print("left out: Gowalla_1 (geo/lbsn_gowalla1 is missing)", flush=True)
@@ -66,16 +66,16 @@ def measure(quick: bool, seed: int, data: Path) -> tuple[dict[str, Any], tuple[P
             places,
             count=200 if quick else (1000 if small else 300),
             seed=seed,
-            sql=(20 if quick else 100) if small else 0,
+            few=(20 if quick else 100) if small else 10,
+            sql=small,
         )
         found["sets"][name]["seconds"] = round(time.perf_counter() - start, 1)
         print(f"{name}: {found['sets'][name]['seconds']} s", flush=True)
-    if importlib.util.find_spec("_netrtree.effectiveness") is None:
-        print("left out: effectiveness is not part of this checkout", flush=True)
-    else:
-        from _netrtree import effectiveness
-
-        found["effectiveness"] = effectiveness.run(quick, seed, data)
+    start = time.perf_counter()
+    found["effectiveness"] = effectiveness.run(quick, seed, data)
+    for reason in found["effectiveness"]["skipped"]:
+        print(f"left out: {reason}", flush=True)
+    print(f"effectiveness: {time.perf_counter() - start:.1f} s", flush=True)
     return found, files
 
 

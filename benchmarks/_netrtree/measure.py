@@ -23,7 +23,7 @@ TOLERANCE = 1e-6
 TIGHT = 1e-12
 
 
-def run(places: VisitedPlaces, *, count: int, seed: int, sql: int) -> dict[str, Any]:
+def run(places: VisitedPlaces, *, count: int, seed: int, few: int, sql: bool) -> dict[str, Any]:
     """Measure every weight mix.
 
     Parameters
@@ -32,8 +32,10 @@ def run(places: VisitedPlaces, *, count: int, seed: int, sql: int) -> dict[str, 
     count : int
         Queries a mix.
     seed : int
-    sql : int
-        Queries that the SQL engines are asked; 0: they are not built.
+    few : int
+        Queries that the slow engines are asked: ``netr`` and those of SQL.
+    sql : bool
+        Whether the SQL engines are built.
     """
     start = time.process_time()
     vectors = places.vectors
@@ -68,7 +70,7 @@ def run(places: VisitedPlaces, *, count: int, seed: int, sql: int) -> dict[str, 
     wrong = 0
     for mix in MIXES:
         row = _one_mix(
-            places, mix, (asks, warm_up), engines_ours, (exact_scan, peers), sql=sql, seed=seed
+            places, mix, (asks, warm_up), engines_ours, (exact_scan, peers), few=few, seed=seed
         )
         wrong += sum(row["wrong"].values())
         mixes[" ".join(f"{weight:g}" for weight in mix)] = row
@@ -80,10 +82,9 @@ def run(places: VisitedPlaces, *, count: int, seed: int, sql: int) -> dict[str, 
         "places": places.source,
         "embedding_cpu_s": round(embedding_s, 1),
         "build_cpu_s": {each.name: round(each.build_s, 2) for each in engines_ours},
-        "bytes": {
-            "packed": packed.layout.nbytes(),
-            "visits": packed.store.nbytes(),
-        },
+        "bytes": {each.name: each.layout.nbytes() for each in engines_ours}
+        | {"visits": packed.store.nbytes()},
+        "netr_structure": None if lacking else engines_ours[1].layout.report(packed.store),
         "mixes": mixes,
         "peers": {peer.name: peer.version for peer in peers},
         "netr": lacking or "measured",
@@ -97,18 +98,22 @@ def _one_mix(
     mine: list[ours.Ours],
     scans: tuple[FullScan, list[Any]],
     *,
-    sql: int,
+    few: int,
     seed: int,
 ) -> dict[str, Any]:
     asks, warm_up = queries
     exact_scan, peers = scans
     plans = {id(ask): mine[0].plan(ask, mix) for ask in (*asks, *warm_up)}
     engines = [
-        Engine(f"shoal, {each.name}", lambda ask, each=each: each.search(plans[id(ask)]))
+        Engine(
+            f"shoal, {each.name}",
+            lambda ask, each=each: each.search(plans[id(ask)]),
+            at_most=None if each.name == "packed" else few,
+        )
         for each in mine
     ]
     engines += [
-        Engine(peer.name, lambda ask, peer=peer: peer.top(ask, mix), None, sql if i else None)
+        Engine(peer.name, lambda ask, peer=peer: peer.top(ask, mix), None, few if i else None)
         for i, peer in enumerate(peers)
     ]
     timed = one_cold_pass(engines, asks, warm_up, rounds=4, seed=seed)
@@ -126,12 +131,13 @@ def _one_mix(
     )
     for each in mine:
         stats = SearchStats()
-        for ask in asks:
+        asked = asks if each.name == "packed" else asks[:few]
+        for ask in asked:
             each.search(plans[id(ask)], stats)
         line = found["engines"][f"shoal, {each.name}"]
-        line["scored_share"] = round(stats.scored / len(asks) / len(places), 5)
-        line["nodes"] = round(stats.nodes / len(asks), 1)
-        line |= {key: round(value / len(asks), 3) for key, value in stats.more.items()}
+        line["scored_share"] = round(stats.scored / len(asked) / len(places), 5)
+        line["nodes"] = round(stats.nodes / len(asked), 1)
+        line |= {key: round(value / len(asked), 3) for key, value in stats.more.items()}
     scan_us, our_us = timed[peers[0].name].us, timed["shoal, packed"].us
     found["scan_ratio"] = float(scan_us.mean() / our_us.mean())
     found["scan_ratio_p50"] = round(float(np.median(scan_us) / np.median(our_us)), 2)

@@ -37,7 +37,8 @@ class Ours:
             )
         self.store = store
         if name == "netr":
-            self.layout = _netr(places, store)
+            self.layout = _netr(places)
+        store.columns_of(self.layout)  # values and bounds of this layout, made at the first search
         self.build_s = time.process_time() - start
 
     def plan(self, ask: Ask, mix: tuple[float, ...]) -> QueryPlan:
@@ -75,6 +76,6 @@ def netr_missing() -> str | None:
     return None
 
 
-def _netr(places: VisitedPlaces, store: VisitStore) -> Any:
+def _netr(places: VisitedPlaces) -> Any:
     module = importlib.import_module("shoal.spatial.netrtree")
-    return module.NetrLayout.build(places.columns, (), visits=store)
+    return module.NetrLayout.build(places.columns, ())
