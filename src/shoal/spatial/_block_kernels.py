@@ -98,6 +98,8 @@ __all__ = ["STATE_SIZE", "WORK_BYTES", "answer", "least_km", "near_km"]
 ROOM = 1024
 #: Postings of the rarest word that are looked at without a tree.
 FEW = 64
+#: The same where there are other words, most of which these postings' places lack.
+MERGED = 512
 #: Postings that are looked at without going deeper where the words hardly ever meet.
 SELDOM = 4096
 
@@ -228,7 +230,7 @@ def _scan_all(a, qi, qf, best, count, w, first, stop, ranges, base, near, text, 
         if v != w:
             others += ranges[base + 2 * v + 1] - ranges[base + 2 * v]
             ranges[base + 2 * words + v] = ranges[base + 2 * v]
-    words_first = words > 1 and others <= 8 * (stop - first)
+    words_first = words > 1 and others <= 32 * (stop - first)
     if not words_first:
         ask_for_rows(a, first, min(stop, first + FAN_OUT), prefer)
     stats[2] += stop - first
@@ -422,7 +424,8 @@ def search_plain(a, qi, qf, best, count, work, stats):
         if least == 0:
             return count
         if tables[rarest, 19] == 0 or (
-            least <= FEW and (words > 1 or load_f8(qf, W_ATTRIBUTES) == 0.0)
+            least <= (MERGED if words > 1 else FEW)
+            and (words > 1 or load_f8(qf, W_ATTRIBUTES) == 0.0)
         ):
             return _scan_all(
                 a, qi, qf, best, count, rarest, ranges[2 * rarest], ranges[2 * rarest + 1], ranges,
