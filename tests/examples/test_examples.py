@@ -21,6 +21,12 @@ PROMISES = {
     "fleet_of_two.py": ["interest 1 clicks 1", "interest 1 clicks 2"],
     "simulate_fleet.py": ["good: ended as full", "bad: ended as rolled_back", "cohort 0"],
     "ipv_on_a_device.py": ["visit e461e602: 32 numbers, cart", "16 features: 2,048 bytes, 0.6 %"],
+    "search_places.py": [
+        "39 km  San Jose",
+        "Munich: space 0.160, attributes 0.630",
+        "it does not pass the conditions of where",
+    ],
+    "live_places.py": ["built: Anchor, Bakery", "opened again: Chapter, Bakery 2", "with 9"],
     "middleware.py": ["a browser gets {'item': 7}", "and the notice 0.0.0"],
 }
 

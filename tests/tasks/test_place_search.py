@@ -12,7 +12,9 @@ from litestar import Litestar
 from litestar.testing import TestClient
 
 from shoal.core.errors import InputError, NotFoundError
+from shoal.data.checkins import CheckinLog
 from shoal.spatial import SpatialKeywordIndex
+from shoal.spatial.config import SpatialKeywordIndexConfig
 from shoal.tasks.place_search import MAX_RESULTS, PlaceSearch, create_app
 
 Client = TestClient[Litestar]
@@ -131,6 +133,8 @@ def test_about(client: Client) -> None:
             {"name": "rating", "low": 1.0, "high": 5.0, "missing": "worst"},
         ],
         "bounds": [24.8, 60.17, 25.2, 60.25],
+        "time_slots": None,
+        "users": False,
         "max_results": MAX_RESULTS,
     }
 
@@ -297,6 +301,33 @@ def test_an_unknown_address_is_a_problem_document(client: Client) -> None:
         assert answer.status_code == status
         assert answer.headers["content-type"].startswith("application/problem+json")
         assert answer.json()["status"] == status
+
+
+# -- times and users ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("users", [[5, 7, 5], ["5", "bob", "5"]], ids=["numbers", "texts"])
+def test_times_and_users(users: list[Any]) -> None:
+    log = CheckinLog(users, [1, 1, 0], [19, 19, 3], slots=24)
+    index = SpatialKeywordIndex.build(
+        **PLACES, checkins=log, config=SpatialKeywordIndexConfig(time_slots=24, min_visitors=1)
+    )
+    with TestClient(create_app(index)) as client:
+        about = ask(client, "/about")
+        assert (about["time_slots"], about["users"]) == (24, True)
+        busy = ask(client, at="19", weights="time=1", explain="1")
+        assert busy["results"][0]["id"] == 1
+        times = {result["id"]: result["parts"]["time"] for result in busy["results"]}
+        assert times[0] < times[1] == 1.0
+        assert len(ask(client, at="2026-05-01T19:30+03:00")["results"]) == 4
+        assert ask(client, user="5", weights="social=1")["neutral_user"] is True  # no relations
+        for params, field in (
+            ({"at": "24"}, "at"),
+            ({"at": "2026-05-01T19:30"}, "at"),
+            ({"user": "5", "social": "x"}, "social"),
+        ):
+            answer = client.get("/search", params=params)
+            assert (answer.status_code, answer.json()["field"]) == (400, field)
 
 
 # -- an index that changes, or has nothing -----------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from pathlib import Path
@@ -18,9 +19,12 @@ if TYPE_CHECKING:
     from shoal.cloud.middleware import ASGIApp
     from shoal.cloud.service import Cloud
     from shoal.device.group import AgentGroup
+    from shoal.tasks.place_search import PlaceSearch
 
 __all__ = ["up"]
 
+#: Seconds between two looks at what the writer of the places has written.
+_REFRESH_S = 2.0
 _OSES = ("linux", "android", "ios")
 _CLASSES = ("small", "medium", "large")
 
@@ -43,6 +47,12 @@ _CLASSES = ("small", "medium", "large")
     show_default=True,
     help="Events that each device records a second.",
 )
+@click.option(
+    "--places",
+    "places_folder",
+    type=click.Path(path_type=Path),
+    help="Index folder of shoal spatial build, for a map page in the console.",
+)
 @click.option("--for", "seconds", type=click.FloatRange(0.1), help="End after so many seconds.")
 @json_option
 def up(
@@ -52,6 +62,7 @@ def up(
     port: int,
     folder: Path,
     pace: float,
+    places_folder: Path | None,
     seconds: float | None,
 ) -> None:
     """Run a cloud, its console and a few devices with the events of a shop.
@@ -65,12 +76,14 @@ def up(
     from shoal.console import create_console
 
     config = load_cloud_config(data_dir=folder / "cloud", port=port, tick_s=0.5)
-    cloud = Cloud.open(config)
-    console = cast("ASGIApp", create_console(cloud))
     stop = threading.Event()
     fleet: threading.Thread | None = None
     failed: list[ShoalError] = []
+    # First, so that a folder which is no index leaves no cloud behind.
+    places = None if places_folder is None else _open_places(places_folder, stop)
+    cloud = Cloud.open(config)
     try:
+        console = cast("ASGIApp", create_console(cloud, places=places))
         with CloudServer(cloud, port=port, mounts={"/": console}) as server:
             if devices:
                 token = cloud.enrolment.new_token(uses=devices, note="shoal up")
@@ -83,6 +96,8 @@ def up(
                 )
                 fleet.start()
             output.line(f"console   {server.url}")
+            if places is not None:
+                output.line(f"places    {server.url}/places, {places.index.n_live:,} of them")
             output.line(f"devices   {devices}, in {folder / 'devices'}")
             output.line("Ctrl-C ends everything; the data stays.")
             _wait(stop, seconds)
@@ -93,13 +108,37 @@ def up(
     finally:
         stop.set()
         cloud.close()
+        if places is not None:
+            places.index.close()
     if failed:
         raise failed[0]
 
 
+def _open_places(folder: Path, stop: threading.Event) -> PlaceSearch:
+    """Open an index beside its writer, and follow the writer until ``stop``."""
+    from shoal.spatial import SpatialKeywordIndex
+    from shoal.tasks.place_search import PlaceSearch
+
+    index = SpatialKeywordIndex.open(folder, read_only=True)
+
+    def follow() -> None:
+        while not stop.wait(_REFRESH_S):
+            try:
+                index.refresh()
+            except ShoalError as error:
+                click.echo(f"the places could not be read anew: {error}", err=True)
+
+    threading.Thread(target=follow, name="places", daemon=True).start()
+    return PlaceSearch(index, folder.resolve().name)
+
+
 def _wait(stop: threading.Event, seconds: float | None) -> None:
     try:
-        stop.wait(seconds)
+        # In slices: a signal that another thread receives does not end a wait of this one.
+        end = math.inf if seconds is None else time.monotonic() + seconds
+        while not stop.wait(min(0.5, max(0.0, end - time.monotonic()))):
+            if time.monotonic() >= end:
+                return
     except KeyboardInterrupt:
         click.echo("ending", err=True)
 

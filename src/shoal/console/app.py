@@ -271,9 +271,9 @@ def create_place_console(places: PlaceSearch) -> Litestar:
         The places.
     """
 
-    @get("/", status_code=307, include_in_schema=False)
+    @get("/", status_code=307)
     async def start() -> Redirect:
-        return Redirect("/places")
+        return Redirect("/places", status_code=307)
 
     return Litestar(
         route_handlers=[

@@ -35,7 +35,7 @@ _MATCHES = (("ranked", "any word, ranked"), ("all", "every word"), ("any", "at l
 #: Fields of errors, and the fields of the form that they are about.
 _FIELDS = {"keywords": "q", "point": "lon"}
 #: What is always sent: with other values, the form shows all its fields.
-_USUAL = frozenset({"q", "lon", "lat", "match", "k", "w.space", "w.text", "w.attributes"})
+_USUAL = frozenset({"q", "lon", "lat", "match", "k", *(f"w.{part}" for part, _ in PARTS)})
 #: What the page asks for when nothing is said.
 _DEFAULT_K = 20
 

@@ -19,6 +19,7 @@ A refusal is a problem document (RFC 9457) naming the field.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import re
 import threading
@@ -96,7 +97,11 @@ class PlaceSearch:
                     raise InputError(f"at most {_LONGEST:,} characters", field=name)
         if "explain" in given:
             given["explain"] = str(given["explain"]).lower() in {"1", "true", "yes", "on"}
+        user = given.get("user")
         query = parse_query(given)
+        people = self.index.people
+        if user and people is not None and people.users.kind == "text":
+            query = dataclasses.replace(query, user=str(user))  # also one of digits alone
         if query.k > MAX_RESULTS:
             raise InputError(f"k is at most {MAX_RESULTS} here", field="k", value=query.k)
         return query
@@ -149,6 +154,8 @@ class PlaceSearch:
             "bounds": None
             if not len(lon_lat)
             else [*lon_lat.min(axis=0).tolist(), *lon_lat.max(axis=0).tolist()],
+            "time_slots": index.config.time_slots if index.people is not None else None,
+            "users": index.people is not None and len(index.people.users) > 0,
             "max_results": MAX_RESULTS,
         }
 

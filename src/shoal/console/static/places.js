@@ -79,8 +79,8 @@
         if (x >= -3 && y >= -3 && x <= width + 3 && y <= height + 3) ink.fillRect(x, y, dot, dot);
       }
       const here = point();
-      if (here) cross(...toScreen(...here));
       for (let i = marks.length - 1; i >= 0; i--) if (i !== active) mark(i);
+      if (here) cross(...toScreen(...here));
       if (active >= 0) mark(active);
       bar(width, height);
       if (canvas.matches(":focus-visible")) aim(width / 2, height / 2);
@@ -108,12 +108,18 @@
       if (y > 14 && y < height - 18) ink.fillText(text(lat) + "°", 3, y - 3);
     }
   }
-  function cross(x, y) {
-    ink.strokeStyle = colour("--bad");
-    ink.lineWidth = 2;
-    ink.beginPath();
-    ink.moveTo(x - 8, y); ink.lineTo(x + 8, y); ink.moveTo(x, y - 8); ink.lineTo(x, y + 8);
-    ink.stroke();
+  function cross(x, y) { // above the marks, open in the middle: one of them may lie on the point
+    x = Math.round(x); y = Math.round(y);
+    for (const [ground, width] of [["--paper", 4], ["--bad", 2]]) {
+      ink.strokeStyle = colour(ground);
+      ink.lineWidth = width;
+      ink.beginPath();
+      for (const [dx, dy] of [[1, 0], [-1, 0], [0, 1], [0, -1]]) {
+        ink.moveTo(x + 6 * dx, y + 6 * dy);
+        ink.lineTo(x + 16 * dx, y + 16 * dy);
+      }
+      ink.stroke();
+    }
   }
   function aim(x, y) { // where Enter would set the point
     ink.strokeStyle = colour("--soft");
