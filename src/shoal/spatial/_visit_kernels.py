@@ -786,7 +786,10 @@ def _bounds_below(places, tree, visits, query, level, node, ranges, scratch, sco
         scratch[4],
         scratch[5],
     )
-    alive = _words_below(places, query, ranges, first, shift, children, text)
+    alive = (1 << children) - 1
+    text[:] = 0.0
+    if len(query.words):
+        alive = _words_below(places, query, ranges, first, shift, children, text)
     group = visits.group_start[below] + node
     wanted = 0
     has_attributes = len(query.pref_column) > 0
@@ -943,7 +946,10 @@ def _leaf(
     if not inside:
         return count
     text, social = scratch[2], scratch[5]
-    alive = _words_below(places, query, ranges, first, 0, n_rows, text)
+    alive = (1 << n_rows) - 1
+    text[:] = 0.0
+    if len(query.words):
+        alive = _words_below(places, query, ranges, first, 0, n_rows, text)
     most = attribute_most(tree, query, leaf) if len(query.pref_column) else 0.0
     wanted = 0
     n_wanted = 0
@@ -1057,7 +1063,9 @@ def open_share(places, tree, visits, query, groups, ranges, scratch, scores, kms
         leaves = min(16, tree.level_start[1] - node * 16)
         seen += leaves
         first = node * 256
-        found = _ranges_of(places, query, first, min(len(places.keys), first + 256), ranges)
+        found = np.int64(-1)
+        if len(query.words):
+            found = _ranges_of(places, query, first, min(len(places.keys), first + 256), ranges)
         if found == 0:
             continue
         bits = _bounds_below(
@@ -1077,7 +1085,9 @@ def _scan(
     n = len(places.keys)
     for node in range(tree.level_start[2] - tree.level_start[1]):
         first = node * 256
-        found = _ranges_of(places, query, first, min(n, first + 256), ranges)
+        found = np.int64(-1)
+        if len(query.words):
+            found = _ranges_of(places, query, first, min(n, first + 256), ranges)
         if found == 0:
             continue
         counts[NODES] += 1
@@ -1145,7 +1155,9 @@ def search(
         node = entries[size] & ((np.int64(1) << 40) - 1)
         first, stop = _node_rows(level, node, n)
         counts[NODES] += 1
-        found = _ranges_of(places, query, first, stop, ranges)
+        found = np.int64(-1)
+        if len(query.words):
+            found = _ranges_of(places, query, first, stop, ranges)
         if found == 0:
             continue
         if 0 < found <= _FEW and level > 0:

@@ -19,7 +19,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,9 @@ from shoal.spatial.timeslots import category_priors, circular_gaussian
 from shoal.spatial.visitcolumns import VisitColumns
 from shoal.spatial.visitlog import VisitLog
 from shoal.spatial.visitsearch import search, search_all
+
+if TYPE_CHECKING:
+    from shoal.spatial.packed import PackedLayout
 
 __all__ = ["VisitColumns", "VisitConfig", "VisitStore", "search"]
 
@@ -218,7 +221,8 @@ class VisitStore:
     def user_vector(self, user: int) -> npt.NDArray[np.float32]:
         """Return a user's vector, all zeros for a user without one."""
         if 0 <= user < len(self.user_vectors):
-            return self.user_vectors[user]
+            mine: npt.NDArray[np.float32] = self.user_vectors[user]
+            return mine
         return np.zeros(self.dim, dtype=np.float32)
 
     def counts(self, key: int) -> npt.NDArray[np.int64]:
@@ -452,7 +456,15 @@ class VisitStore:
         if own is not None:
             own(self, plan, answers, live=live, stats=stats)
         elif hasattr(layout, "level_start"):
-            search(layout, self.columns_of(layout), plan, answers, live, stats=stats, store=self)
+            search(
+                cast("PackedLayout", layout),
+                self.columns_of(layout),
+                plan,
+                answers,
+                live,
+                stats=stats,
+                store=self,
+            )
         else:
             search_all(self, layout, plan, answers, live=live, stats=stats)
 
