@@ -15,7 +15,7 @@ __all__ = ["VisitColumns", "tree_levels"]
 
 def tree_levels(rows: int) -> npt.NDArray[np.int64]:
     """Return where each level of a 16-ary tree over so many rows starts (int64 [levels + 1])."""
-    counts = []
+    counts: list[int] = []
     left = rows
     while left > 1 or (left == 1 and not counts):
         left = (left + 15) // 16

@@ -37,6 +37,8 @@ class VisitLog:
         self, place_keys: _I8, category: _I8, events: tuple[_I8, _I8, _I8, _I8], slots: int
     ) -> None:
         """Take events (user, place, slot, count), sorted and each combination once."""
+        self.slot_first: _I8
+        self.slot_stop: _I8
         self.slots = slots
         self.place_keys = place_keys
         self.category = category
