@@ -368,6 +368,11 @@ class IndexReader:
         """Return the labels."""
         return self._state.labels
 
+    @property
+    def people(self) -> People | None:
+        """Return the users, their check-ins and relations; None of an index without."""
+        return self._state.people
+
     def __len__(self) -> int:
         return self.snapshot().n_live
 
