@@ -103,7 +103,7 @@ def test_it_starts_at_the_page(client: TestClient[Any]) -> None:
 def test_a_search_is_a_list(client: TestClient[Any], service: PlaceSearch) -> None:
     text = page(client, q="pizza", lon="25", lat="60", k="5", match="all", **{"w.space": "80"})
     found = service.search(
-        {"q": "pizza", "point": "25,60", "k": "5", "match": "all", "decay": "linear:10"}
+        {"q": "pizza", "point": "25,60", "k": "5", "match": "all", "decay": "linear:20"}
     )
     assert listed(text) == [result["id"] for result in found["results"]]
     first = found["results"][0]
@@ -194,11 +194,19 @@ def test_preferences_and_weights_change_the_order(client: TestClient[Any]) -> No
     assert near != cheap
 
 
+def test_a_slider_that_was_not_sent_stands_in_the_middle(client: TestClient[Any]) -> None:
+    here = {"q": "pizza", "lon": "25", "lat": "60", "w.text": "50"}
+    one, other = page(client, **here), page(client, **here, **{"w.space": "50"})
+    assert value(one, "w.space") == "50"
+    assert listed(one) == listed(other)
+    assert one.count('class="fill space"') == 20
+
+
 def test_the_link_to_json_gives_the_same_answers(client: TestClient[Any]) -> None:
     text = page(client, q="pizza", lon="25", lat="60", **{"p.price": "max", "w.text": "30"})
     link = html.unescape(re.search(r'href="(/places/api/search[^"]*)"', text)[1])  # type: ignore[index]
     assert [result["id"] for result in client.get(link).json()["results"]] == listed(text)
-    assert parse_qs(urlsplit(link).query)["decay"] == ["linear:10"]
+    assert parse_qs(urlsplit(link).query)["decay"] == ["linear:20"]
     refused = client.get("/places/api/search", params={"k": "0"})
     assert refused.headers["content-type"].startswith("application/problem+json")
     assert client.get("/places/api/nothing").status_code == 404

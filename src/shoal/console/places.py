@@ -36,6 +36,8 @@ _MATCHES = (("ranked", "any word, ranked"), ("all", "every word"), ("any", "at l
 _FIELDS = {"keywords": "q", "point": "lon"}
 #: What is always sent: with other values, the form shows all its fields.
 _USUAL = frozenset({"q", "lon", "lat", "match", "k", *(f"w.{part}" for part, _ in PARTS)})
+#: Where a slider stands, of 100.
+_MIDDLE = 50
 #: What the page asks for when nothing is said.
 _DEFAULT_K = 20
 
@@ -128,7 +130,7 @@ def _form(request: Request[Any, Any, Any]) -> dict[str, str]:
 
 
 def _decay(bounds: list[float] | None) -> str:
-    """Return a decay in proportion to the area: to 0 in a twentieth of its height or width.
+    """Return a decay in proportion to the area: to 0 in a tenth of its height or width.
 
     The engine's own, 20 km, is right for a town; on a map of the world it
     would call every place far.
@@ -137,7 +139,7 @@ def _decay(bounds: list[float] | None) -> str:
         return "linear:20"
     west, south, east, north = bounds
     degrees = max(north - south, (east - west) * math.cos(math.radians((south + north) / 2)))
-    km = max(0.1, 111.195 * degrees / 20)
+    km = max(0.1, 111.195 * degrees / 10)
     power = 10.0 ** math.floor(math.log10(km))
     return f"linear:{max(step * power for step in (1, 2, 5) if step * power <= km):g}"
 
@@ -171,6 +173,9 @@ def _options(asked: dict[str, Any]) -> tuple[dict[str, Any], str]:
             wishes.append(f"{name[2:]}:{value}")
         else:
             options[name] = value
+    if weights:  # a slider that was not sent stands in the middle
+        sent = {weight.partition("=")[0] for weight in weights}
+        weights += [f"{part}={_MIDDLE}" for part, _ in PARTS if part not in sent]
     if wishes:
         options["prefer"] = wishes
     options["weights"] = _possible(weights, options)
