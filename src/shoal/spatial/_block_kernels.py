@@ -429,10 +429,10 @@ def search_plain(a, qi, qf, best, count, work, stats):
         ):
             return _scan_all(
                 a, qi, qf, best, count, rarest, ranges[2 * rarest], ranges[2 * rarest + 1], ranges,
-                0, 1.0, full_text, stats,
+                np.int64(0), 1.0, full_text, stats,
             )  # fmt: skip
     room = len(heap)
-    size = made = 0
+    size = made = np.int64(0)
     # The words' trees, rare words first; a word with few postings has none.
     for turn in range(words):
         t = rarest
@@ -450,8 +450,8 @@ def search_plain(a, qi, qf, best, count, work, stats):
                     text += load_f8(qf, WEIGHTS + w)
             if tables[t, 19] == 0:
                 count = _scan_any(
-                    a, qi, qf, best, count, t, ranges[2 * t], ranges[2 * t + 1], ranges, 0, order,
-                    1.0, stats,
+                    a, qi, qf, best, count, t, ranges[2 * t], ranges[2 * t + 1], ranges,
+                    np.int64(0), order, 1.0, stats,
                 )  # fmt: skip
                 continue
         level = tables[t, 19] - 1
@@ -741,7 +741,7 @@ def answer(state, lon, lat, given, text):
             for w in range(load_i8(qi, N_WORDS)):
                 store_f8(qf, WEIGHTS + w, load_f8(qf, WEIGHTS + w) / total)
             store_i8(qi, MATCH, 0 if words == 0 else match)
-            count = _run(a, qi, qf, best, 0, state[PLAIN] != 0, work, stats)
+            count = _run(a, qi, qf, best, count, state[PLAIN] != 0, work, stats)
             store_i8(qi, MATCH, match)
         if mode == MANY:
             view_i8(state[COUNTS_AT], queries)[i] = count

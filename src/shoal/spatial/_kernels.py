@@ -385,7 +385,7 @@ def _offer_heap(best, count, k, score, km, key, row):
     if count == k:
         if before(score, km, key, scores[0], kms[0], keys[0]):
             scores[0], kms[0], keys[0], best[3][0] = score, km, key, row
-            _sink(best, 0, k)
+            _sink(best, np.int64(0), k)
         return count
     i = count
     scores[i], kms[i], keys[i], best[3][i] = score, km, key, row
@@ -409,8 +409,8 @@ def heap_of_best(best, count):
 def sort_heap(best, count):
     """Turn a heap with the worst on top into sorted answers, the best first."""
     for size in range(count - 1, 0, -1):
-        _swap(best, 0, size)
-        _sink(best, 0, size)
+        _swap(best, np.int64(0), size)
+        _sink(best, np.int64(0), size)
 
 
 @njit(error_model="numpy")
@@ -641,7 +641,10 @@ def search_any_tree(a, qi, qf, best, count, stats):
     int64 are added to: nodes, scored, looked at.
     """
     k = len(best[0])
-    worst = 0 if k > HEAPED else k - 1
+    worst = np.int64(0) if k > HEAPED else np.int64(k - 1)
+    # Numbers written out would be types of their own, and each combination a compilation.
+    zero, none = np.int64(0), np.int64(-1)
+    count = np.int64(count)
     words = load_i8(qi, N_WORDS)
     stride = 2 * words
     ranges = np.empty(max(1, stride) * 16, np.int64)
@@ -657,8 +660,8 @@ def search_any_tree(a, qi, qf, best, count, stats):
             full_text += load_f8(qf, WEIGHTS + w)
     if way == 4:
         return scan(
-            a, qi, qf, best, count, rarest, ranges[2 * rarest], ranges[2 * rarest + 1], ranges, 0,
-            order, -1, full_text, stats,
+            a, qi, qf, best, count, rarest, ranges[2 * rarest], ranges[2 * rarest + 1], ranges, zero,
+            order, none, full_text, stats,
         )  # fmt: skip
     room = 256
     heap = np.empty(room, np.uint64)
@@ -668,7 +671,7 @@ def search_any_tree(a, qi, qf, best, count, stats):
     base_at = np.empty(room, np.int64)
     bound_at = np.empty(room, np.float64)
     km_at = np.empty(room, np.float64)
-    size = made = 0
+    size = made = np.int64(0)
 
     # The first nodes: of the tree over all rows, or of words' trees (rare words have none).
     for t in range(-1, words):
@@ -679,7 +682,7 @@ def search_any_tree(a, qi, qf, best, count, stats):
             first, last = ranges[2 * t], ranges[2 * t + 1]
             if tables[t, 1] == 0:
                 count = scan(
-                    a, qi, qf, best, count, t, first, last, ranges, 0, order, t, full_text, stats
+                    a, qi, qf, best, count, t, first, last, ranges, zero, order, t, full_text, stats
                 )
                 continue
             text = 0.0
@@ -726,7 +729,7 @@ def search_any_tree(a, qi, qf, best, count, stats):
         if words > 0 and load_i8(qi, MATCH) != 0 and not known:
             if used + stride > len(ranges):
                 ranges = _grown(ranges, 2 * (used + stride))
-            first, last = (ranges[2 * t], ranges[2 * t + 1]) if t >= 0 else (0, 0)
+            first, last = (ranges[2 * t], ranges[2 * t + 1]) if t >= 0 else (zero, zero)
             from_row, to_row = _rows_of(a, t, first, last, level, i)
             new = used
             empty = False
@@ -779,7 +782,7 @@ def search_any_tree(a, qi, qf, best, count, stats):
 
         # Few postings left, or a leaf: look at them.
         if load_i8(qi, MATCH) == _ALL:
-            few, left = -1, load_i8(a, N) + 1
+            few, left = none, load_i8(a, N) + 1
             for w in range(words):
                 length = ranges[base + 2 * w + 1] - ranges[base + 2 * w]
                 if length < left:
@@ -787,7 +790,7 @@ def search_any_tree(a, qi, qf, best, count, stats):
             if level == 0 or left <= (FAN_OUT if load_f8(qf, W_ATTRIBUTES) > 0.0 else SWITCH):
                 count = scan(
                     a, qi, qf, best, count, few, ranges[base + 2 * few],
-                    ranges[base + 2 * few + 1], ranges, base, order, -1, full_text, stats,
+                    ranges[base + 2 * few + 1], ranges, base, order, none, full_text, stats,
                 )  # fmt: skip
                 continue
         elif load_i8(qi, MATCH) == _ANY:
@@ -810,9 +813,9 @@ def search_any_tree(a, qi, qf, best, count, stats):
                         )  # fmt: skip
                     continue
         elif level == 0:
-            from_row, to_row = _rows_of(a, -1, 0, 0, 0, i)
+            from_row, to_row = _rows_of(a, none, zero, zero, zero, i)
             count = scan(
-                a, qi, qf, best, count, -1, from_row, to_row, ranges, 0, order, -1, full_text,
+                a, qi, qf, best, count, none, from_row, to_row, ranges, zero, order, none, full_text,
                 stats,
             )  # fmt: skip
             continue
