@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -259,6 +259,10 @@ class IndexReader:
     def snapshot(self) -> Snapshot:
         """Return the index as it is now; searching it is not changed by later writes."""
         return self._store.snapshot()
+
+    def snapshot_source(self) -> Callable[[], Snapshot]:
+        """Return what :meth:`snapshot` calls, for those who call it often."""
+        return self._store.snapshot
 
     def plan(self, query: Query, snapshot: Snapshot | None = None) -> Planned:
         """Check a query and turn it into flat arrays for a snapshot."""
