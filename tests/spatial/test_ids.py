@@ -73,7 +73,8 @@ def test_no_ids_are_row_numbers():
 
 
 def test_wrong_ids_are_refused():
-    for wrong in (["a", 1], ["a", ""], [1.5], [None], [True, 2], [2**63], np.array([2**63], dtype=np.uint64)):
+    too_large = np.array([2**63], dtype=np.uint64)
+    for wrong in (["a", 1], ["a", ""], [1.5], [None], [True, 2], [2**63], too_large):
         with pytest.raises(InputError):
             Ids.of(wrong)
     ids, _ = Ids.of(["a"])

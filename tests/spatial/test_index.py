@@ -75,10 +75,19 @@ QUERIES = {
     "nearest": Query(point=(10, 50)),
     "all": Query(point=(10, 50), keywords=["pizza", "bar"]),
     "any": Query(point=(-60, -10), keywords=["sushi", "fuel"], match="any", k=25),
-    "ranked": Query(point=(100, 20), keywords="pizza quiet park", match="ranked", decay=Linear(500)),
-    "bm25": Query(point=(100, 20), keywords="pizza cafe", match="ranked", text="bm25", decay=Saturation(50)),
+    "ranked": Query(
+        point=(100, 20), keywords="pizza quiet park", match="ranked", decay=Linear(500)
+    ),
+    "bm25": Query(
+        point=(100, 20), keywords="pizza cafe", match="ranked", text="bm25", decay=Saturation(50)
+    ),
     "text alone": Query(keywords="pizza quiet", match="ranked", k=30),
-    "askq": Query(point=(10, 50), keywords="pizza", prefer={"price": "min", "noise": "min"}, decay=Linear(3000)),
+    "askq": Query(
+        point=(10, 50),
+        keywords="pizza",
+        prefer={"price": "min", "noise": "min"},
+        decay=Linear(3000),
+    ),
     "flipped": Query(point=(10, 50), prefer={"noise": "max"}, decay=Gauss(800), k=15),
     "filters": Query(point=(10, 50), where={"price": ("<=", 2), "noise": (">", 0.3)}, k=40),
     "box": Query(point=(10, 50), within=(-40, -60, 60, 60), k=40),
@@ -97,7 +106,7 @@ QUERIES = {
     ),
     "unknown": Query(point=(0, 0), keywords="durian"),
     "all of them": Query(point=(0, 0), k=100_000),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module", params=LAYOUTS)

@@ -660,8 +660,8 @@ def search_any_tree(a, qi, qf, best, count, stats):
             full_text += load_f8(qf, WEIGHTS + w)
     if way == 4:
         return scan(
-            a, qi, qf, best, count, rarest, ranges[2 * rarest], ranges[2 * rarest + 1], ranges, zero,
-            order, none, full_text, stats,
+            a, qi, qf, best, count, rarest, ranges[2 * rarest], ranges[2 * rarest + 1], ranges,
+            zero, order, none, full_text, stats,
         )  # fmt: skip
     room = 256
     heap = np.empty(room, np.uint64)
@@ -815,8 +815,8 @@ def search_any_tree(a, qi, qf, best, count, stats):
         elif level == 0:
             from_row, to_row = _rows_of(a, none, zero, zero, zero, i)
             count = scan(
-                a, qi, qf, best, count, none, from_row, to_row, ranges, zero, order, none, full_text,
-                stats,
+                a, qi, qf, best, count, none, from_row, to_row, ranges, zero, order, none,
+                full_text, stats,
             )  # fmt: skip
             continue
 
