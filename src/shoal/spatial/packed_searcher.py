@@ -144,6 +144,10 @@ class PackedSearcher:
         self.answers.count = count
         return count
 
+    def word_ids(self, words: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Return the layout's id of each word, -1 for an unknown one."""
+        return self._layout.terms.ids(words)
+
     def many(
         self,
         lon: npt.ArrayLike,

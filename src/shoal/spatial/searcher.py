@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from shoal.core.errors import InputError
 from shoal.spatial.ingest import check_positions
 from shoal.spatial.request import Query
-from shoal.spatial.words import analyze_query, normalise
+from shoal.spatial.words import analyze_each, analyze_query, normalise
 
 if TYPE_CHECKING:
     from shoal.spatial.reader import IndexReader
@@ -113,8 +114,7 @@ class Searcher:
             raise InputError(f"{len(keywords)} entries of keywords for {len(x)} points")
         if self._current() is not self._snapshot:
             self._prepare()
-        analyzer = self._index.config.analyzer
-        words = [analyze_query(entry, analyzer) for entry in keywords]
+        words = self._batch_words(keywords)
         workers = max(1, threads or len(os.sched_getaffinity(0)))
         # More pieces than threads, so that a thread with easy queries takes another piece.
         pieces = np.array_split(np.arange(len(x)), max(1, min(len(x), 4 * workers)))
@@ -122,7 +122,12 @@ class Searcher:
 
         def work(piece: npt.NDArray[np.int64]) -> tuple[Any, Any, Any, Any]:
             a, b = int(piece[0]), int(piece[-1]) + 1
-            return self._piece(x[a:b], y[a:b], words[a:b])
+            if isinstance(words, tuple):
+                ptr, ids = words
+                mine: Any = ptr[a : b + 1] - ptr[a], ids[ptr[a] : ptr[b]]
+            else:
+                mine = words[a:b]
+            return self._piece(x[a:b], y[a:b], mine)
 
         if workers == 1 or len(pieces) < 2:
             found = [work(piece) for piece in pieces]
@@ -132,7 +137,7 @@ class Searcher:
         return self._batch(found)
 
     def _piece(
-        self, lon: npt.NDArray[np.float64], lat: npt.NDArray[np.float64], words: list[Any]
+        self, lon: npt.NDArray[np.float64], lat: npt.NDArray[np.float64], words: Any
     ) -> tuple[Any, Any, Any, Any]:
         if self._fast is not None:
             result: tuple[Any, Any, Any, Any] = self._fast.many(lon, lat, words)
@@ -155,9 +160,34 @@ class Searcher:
         scores, kms, keys, counts = (np.concatenate(part) for part in zip(*found, strict=True))
         behind = np.arange(scores.shape[1])[None, :] >= counts[:, None]
         scores[behind], kms[behind] = np.nan, np.nan
-        names = self._index.ids.names
-        ids = [names(row[:count]) for row, count in zip(keys, counts.tolist(), strict=True)]
+        if self._names is None:
+            k, ids = keys.shape[1], keys.tolist()
+            for i in np.flatnonzero(counts < k).tolist():
+                del ids[i][counts[i] :]
+        else:
+            flat = self._names(keys[~behind])
+            ends = np.cumsum(counts).tolist()
+            ids = [flat[end - n : end] for end, n in zip(ends, counts.tolist(), strict=True)]
         return Batch(ids, scores, kms, counts)
+
+    def _batch_words(self, keywords: Sequence[Sequence[str]]) -> Any:
+        """Return the words of many queries as (ptr, ids of the layout), each looked up once.
+
+        Without a fast path, or with words that vanish when normalised, as texts.
+        """
+        analyzer = self._index.config.analyzer
+        if self._fast is not None and not any(isinstance(entry, str) for entry in keywords):
+            flat = list(itertools.chain.from_iterable(keywords))
+            distinct = list(dict.fromkeys(flat))
+            plain = list(analyze_each(distinct, analyzer))
+            if all(plain):
+                ids = self._fast.word_ids(plain)
+                number = dict(zip(distinct, ids.tolist(), strict=True))
+                ptr = np.zeros(len(keywords) + 1, dtype=np.int64)
+                np.cumsum([len(entry) for entry in keywords], out=ptr[1:])
+                found = map(number.__getitem__, flat)
+                return ptr, np.fromiter(found, dtype=np.int64, count=len(flat))
+        return [analyze_query(entry, analyzer) for entry in keywords]
 
     def _words(self, keywords: Sequence[str]) -> Sequence[str]:
         if isinstance(keywords, str) or len(keywords) > 8:

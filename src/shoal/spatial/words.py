@@ -12,7 +12,23 @@ import pyarrow as pa
 from shoal.core.errors import InputError
 from shoal.data.words import fold, tokenize
 
-__all__ = ["MAX_QUERY_WORDS", "Analyzer", "WordColumns", "analyze_query", "normalise", "read_words"]
+__all__ = [
+    "MAX_QUERY_WORDS",
+    "Analyzer",
+    "WordColumns",
+    "analyze_each",
+    "analyze_query",
+    "normalise",
+    "read_words",
+]
+    "MAX_QUERY_WORDS",
+    "Analyzer",
+    "WordColumns",
+    "analyze_each",
+    "analyze_query",
+    "normalise",
+    "read_words",
+]
 
 #: ``words``: text is split into words, words are NFKC-normalised and case-folded;
 #: ``exact``: every keyword is taken as it is, text is one keyword.
@@ -50,10 +66,7 @@ def analyze_query(keywords: str | Sequence[str] | None, analyzer: Analyzer) -> t
     if isinstance(keywords, str):
         found: Iterable[str] = tokenize(keywords) if analyzer == "words" else (keywords,)
     else:
-        for word in keywords:
-            if not isinstance(word, str):
-                raise InputError("a keyword must be text", field="keywords", value=word)
-        found = keywords if analyzer == "exact" else map(normalise, keywords)
+        found = analyze_each(keywords, analyzer)
     words = tuple(dict.fromkeys(word for word in found if word))
     if len(words) > MAX_QUERY_WORDS:
         raise InputError(
@@ -62,6 +75,20 @@ def analyze_query(keywords: str | Sequence[str] | None, analyzer: Analyzer) -> t
             value=len(words),
         )
     return words
+
+
+def analyze_each(keywords: Sequence[str], analyzer: Analyzer) -> Sequence[str]:
+    """Return keywords in the form in which they are stored, one for one.
+
+    Raises
+    ------
+    InputError
+        A keyword is no text.
+    """
+    for word in keywords:
+        if not isinstance(word, str):
+            raise InputError("a keyword must be text", field="keywords", value=word)
+    return keywords if analyzer == "exact" else list(map(normalise, keywords))
 
 
 def read_words(keywords: Any, n: int, analyzer: Analyzer) -> WordColumns:
