@@ -21,14 +21,6 @@ __all__ = [
     "normalise",
     "read_words",
 ]
-    "MAX_QUERY_WORDS",
-    "Analyzer",
-    "WordColumns",
-    "analyze_each",
-    "analyze_query",
-    "normalise",
-    "read_words",
-]
 
 #: ``words``: text is split into words, words are NFKC-normalised and case-folded;
 #: ``exact``: every keyword is taken as it is, text is one keyword.
