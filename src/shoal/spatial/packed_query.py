@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["encode_query"]
 
+#: The last plan of each thread, encoded: an index asks every segment the same.
+_last = threading.local()
+
 
 def encode_query(
     layout: PackedLayout, plan: QueryPlan
@@ -28,6 +32,26 @@ def encode_query(
     InputError
         There are more words than kernels take, or an attribute is not the layout's.
     """
+    same = plan is getattr(_last, "plan", None) and len(layout.specs) == _last.width
+    if same and plan.filters is None:
+        # The same question to another segment: but for the words' ids, all is as it was.
+        integers, reals = _last.integers.copy(), _last.reals
+    else:
+        integers, reals = _encode(layout, plan)
+        _last.plan, _last.width = plan, len(layout.specs)
+        _last.integers, _last.reals = integers.copy(), reals
+    if plan.words or plan.without:
+        ids = layout.terms.ids((*plan.words, *plan.without))
+        integers[k.WORDS : k.WORDS + len(plan.words)] = ids[: len(plan.words)]
+        first = k.WORDS + k.MAX_WORDS
+        integers[first : first + len(plan.without)] = ids[len(plan.words) :]
+    return integers, reals.copy()
+
+
+def _encode(
+    layout: PackedLayout, plan: QueryPlan
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Return the arrays of a plan without its words' ids."""
     _check(layout, plan)
     filters, region = plan.filters, plan.region
     integers = np.zeros(k.INTEGERS, dtype=np.int64)
@@ -41,11 +65,7 @@ def encode_query(
     integers[k.N_WORDS] = len(plan.words)
     integers[k.N_WITHOUT] = len(plan.without)
     integers[k.N_PREFER] = len(plan.pref_column)
-    if plan.words or plan.without:
-        ids = layout.terms.ids((*plan.words, *plan.without))
-        integers[k.WORDS : k.WORDS + len(plan.words)] = ids[: len(plan.words)]
-        first = k.WORDS + k.MAX_WORDS
-        integers[first : first + len(plan.without)] = ids[len(plan.words) :]
+    if plan.words:
         reals[k.WEIGHTS : k.WEIGHTS + len(plan.words)] = plan.word_weights
     reals[k.LON], reals[k.LAT] = plan.lon, plan.lat
     reals[k.SCALE], reals[k.MAX_KM] = plan.decay_scale, plan.max_km

@@ -35,7 +35,7 @@ class Terms:
         As above: bits of the number of words.
     """
 
-    __slots__ = ("bits", "blob", "offsets", "table")
+    __slots__ = ("_addresses", "bits", "blob", "offsets", "table")
 
     def __init__(
         self,
@@ -47,6 +47,7 @@ class Terms:
         self.offsets = np.ascontiguousarray(offsets)
         self.table = np.ascontiguousarray(table)
         self.bits = max(1, (len(offsets) - 1).bit_length())
+        self._addresses: npt.NDArray[np.int64] | None = None
 
     @classmethod
     def build(cls, words_sorted: Sequence[str]) -> Terms:
@@ -117,8 +118,10 @@ class Terms:
 
         Whoever uses them keeps the dictionary alive.
         """
-        pairs = [(a.ctypes.data, len(a)) for a in (self.blob, self.offsets, self.table)]
-        return np.array(pairs, dtype=np.int64).ravel()
+        if self._addresses is None:
+            pairs = [(a.ctypes.data, len(a)) for a in (self.blob, self.offsets, self.table)]
+            self._addresses = np.array(pairs, dtype=np.int64).ravel()
+        return self._addresses
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return the flat arrays that a file holds, by name."""
