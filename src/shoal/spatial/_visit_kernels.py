@@ -28,9 +28,17 @@ import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.core.typing.templates import AttributeTemplate
+from numba.extending import (
+    infer_getattr,
+    intrinsic,
+    lower_getattr_generic,
+    models,
+    register_model,
+)
 
 from shoal.spatial._score import (
+    EARTH_KM,
     attribute_cost,
     box_chord2,
     decay_of,
@@ -167,38 +175,87 @@ class Query(NamedTuple):
     related_max: Any
 
 
-# --- arrays without counts ----------------------------------------------------------------------
+class Best(NamedTuple):
+    """The best so far and room to work in.
+
+    ``scratch`` float64 [7, 16], ``ranges`` int64 [words, 2], ``text`` float64
+    [256], ``masks`` int64 [16]; ``counts`` is added to.
+    """
+
+    scores: Any
+    kms: Any
+    keys: Any
+    rows: Any
+    k: Any
+    counts: Any
+    scratch: Any
+    ranges: Any
+    text: Any
+    masks: Any
+
+
+# --- tuples by address --------------------------------------------------------------------------
+
+
+class _Held(types.Type):
+    """The address of a named tuple; see :func:`held`."""
+
+    def __init__(self, kind: Any) -> None:
+        self.kind = kind
+        super().__init__(name=f"held({kind})")
+
+
+register_model(_Held)(models.OpaqueModel)
+
+
+@infer_getattr
+class _HeldFields(AttributeTemplate):
+    key = _Held
+
+    def generic_resolve(self, kind: _Held, name: str) -> Any:
+        return kind.kind.types[kind.kind.fields.index(name)]
+
+
+@lower_getattr_generic(_Held)
+def _field_of_held(context, builder, kind, value, name):
+    place = kind.kind.fields.index(name)
+    part = kind.kind.types[place]
+    struct = context.get_value_type(kind.kind).as_pointer()
+    at = cgutils.gep_inbounds(builder, builder.bitcast(value, struct), 0, place)
+    if not isinstance(part, types.Array):
+        return builder.load(at)
+    kept = context.make_array(part)(context, builder, ref=at)
+    array = context.make_array(part)(context, builder)
+    for field in ("nitems", "itemsize", "data", "shape", "strides"):
+        setattr(array, field, getattr(kept, field))
+    array.meminfo = cgutils.get_null_value(array.meminfo.type)
+    array.parent = cgutils.get_null_value(array.parent.type)
+    return array._getvalue()
 
 
 @intrinsic
-def borrowed(_context, kind):
-    """Return an array, or a named tuple with arrays, that no longer counts its references.
+def held(_context, kind):
+    """Return the address of a named tuple of arrays and numbers, to be used like the tuple.
 
-    Handing a tuple of forty arrays from function to function would count each
-    up and down, atomically, at every call. Whoever called the kernel holds them.
+    Handing a tuple of forty arrays from function to function would copy some two
+    hundred words at every call and count each array up and down. The address is
+    good until the function that asked for it returns, and what it leads to is not
+    counted: whoever called the kernel holds the arrays.
     """
 
-    def strip(context, builder, kind, value):
-        if isinstance(kind, types.Array):
-            array = context.make_array(kind)(context, builder, value)
-            array.meminfo = cgutils.get_null_value(array.meminfo.type)
-            array.parent = cgutils.get_null_value(array.parent.type)
-            return array._getvalue()
-        if isinstance(kind, types.BaseTuple):
-            for i, part in enumerate(kind.types):
-                old = builder.extract_value(value, i)
-                value = builder.insert_value(value, strip(context, builder, part, old), i)
-        return value
-
     def generate(context, builder, signature, values):
-        return strip(context, builder, signature.args[0], values[0])
+        place = cgutils.alloca_once(builder, context.get_value_type(signature.args[0]))
+        builder.store(values[0], place)
+        return builder.bitcast(place, cgutils.voidptr_t)
 
-    return kind(kind), generate
+    return _Held(kind)(kind), generate
 
 
 @intrinsic
 def _sums(_context, values, base, pick, vector, size, out):
     """Fill ``out`` [16] with sums over j of ``vector[j] * values[base + pick[j] + lane]``.
+
+    Returns the largest of them.
 
     The compiler does not find this loop by itself (it cannot know that the arrays
     do not overlap): one float64 vector of 16 lanes, added to for j = 0, 1, ...
@@ -242,14 +299,19 @@ def _sums(_context, values, base, pick, vector, size, out):
         builder.cbranch(builder.icmp_signed("<", following, given[4]), loop, after)
         builder.position_at_end(after)
         builder.store(added, builder.bitcast(out_at, wide.as_pointer()), align=8)
-        return context.get_dummy_value()
+        largest = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(ir.DoubleType(), [wide]),
+            "llvm.vector.reduce.fmax.v16f64",
+        )
+        return builder.call(largest, [added], fastmath=("nnan",))
 
-    return types.none(values, base, pick, vector, size, out), generate
+    return types.float64(values, base, pick, vector, size, out), generate
 
 
 @njit(inline="always")
 def _dots(values, base, pick, vector, out):
-    _sums(values, base, pick, vector, len(vector), out)
+    return _sums(values, base, pick, vector, len(vector), out)
 
 
 # --- exact values -------------------------------------------------------------------------------
@@ -767,51 +829,87 @@ def _ranges_of(places, query, first, stop, ranges):
 
 
 @njit
-def _bounds_below(places, tree, visits, query, level, node, ranges, scratch, scores, kms, count, k):
+def _near(boxes, node, reals, decay_kind):
+    """Return what :func:`near` does, from a distance that is a little shorter and cheaper.
+
+    The arc sine's series has positive terms alone: the first ones are below it.
+    """
+    km = 0.0
+    space = 0.0
+    if reals[0] > 0.0:
+        chord2 = box_chord2(reals[1], reals[2], reals[3], boxes, node)
+        square = 0.25 * chord2
+        half = math.sqrt(square)
+        km = half * (1.0 + square * (1.0 / 6.0 + square * 0.075))
+        km = max(0.0, (2.0 * EARTH_KM * (1.0 - 1e-9)) * km - 1e-7)
+        if km > reals[4]:
+            return False, km, space
+        space = decay_of(decay_kind, reals[5], km)
+        if decay_kind >= 2:
+            space *= 1.0 + _SLACK
+    if reals[9] < 4.0 and box_chord2(reals[6], reals[7], reals[8], boxes, node) > reals[9]:
+        return False, km, space
+    return True, km, space
+
+
+@njit(inline="always")
+def _worst(best, count):
+    """Return the score and the distance that an answer must reach to be among the best."""
+    if count < best.k:
+        return -np.inf, np.inf
+    return best.scores[best.k - 1], best.kms[best.k - 1]
+
+
+@njit(inline="always")
+def _behind(bound, km, worst, reach):
+    return bound < worst or (bound == worst and km > reach)
+
+
+@njit
+def _bounds_below(places, tree, visits, query, best, level, node, count):
     """Bound the children of an inner node; return those that may hold answers, as bits.
 
-    ``scratch`` float64 [6, 16] gets the bounds in row 0 and the least distances
-    in row 1. Cheap parts first; the social bound is taken for all 16 at once,
-    and only if one of them is still in.
+    ``best.scratch`` gets the bounds in row 0 and the least distances in row 1.
+    Cheap parts first; the social bound is taken for all 16 at once, and only if
+    one of them is still in.
     """
+    worst, reach = _worst(best, count)
     below = level - 1
-    children = min(16, tree.level_start[level] - tree.level_start[below] - node * 16)
+    start = tree.level_start[below]
+    children = min(16, tree.level_start[level] - start - node * 16)
     shift = 4 * level
     first = node << (4 * (level + 1))
-    ub, km_of, text, space_of, rest_of, social = (
-        scratch[0],
-        scratch[1],
-        scratch[2],
-        scratch[3],
-        scratch[4],
-        scratch[5],
-    )
+    scratch = best.scratch
+    ub, km_of, text, social = scratch[0], scratch[1], scratch[2], scratch[5]
+    space_of, rest_of = scratch[3], scratch[4]
+    weights = query.weights
     alive = (1 << children) - 1
-    text[:] = 0.0
+    for i in range(16):
+        text[i] = 0.0
     if len(query.words):
-        alive = _words_below(places, query, ranges, first, shift, children, text)
+        alive = _words_below(places, query, best.ranges, first, shift, children, text)
     group = visits.group_start[below] + node
     wanted = 0
     has_attributes = len(query.pref_column) > 0
     for i in range(children):
         if not (alive >> i) & 1:
             continue
-        child = tree.level_start[below] + node * 16 + i
-        inside, km, space = near(tree.boxes, child, query.reals, query.decay_kind)
+        inside, km, space = _near(tree.boxes, start + node * 16 + i, query.reals, query.decay_kind)
         if not inside:
             continue
-        time = 1.0
-        if query.weights[3] > 0.0:
-            time = visits.time_max[query.slot, group * 16 + i] / 255.0 if query.slot >= 0 else 0.0
-        attributes = attribute_most(tree, query, child) if has_attributes else 0.0
-        bound = blend(query.weights, space, text[i], attributes, time, 1.0)
-        if cannot_beat(bound, km, scores, kms, count, k):
+        time = _time_most(visits, query, group * 16 + i)
+        attributes = 0.0
+        if has_attributes:
+            attributes = attribute_most(tree, query, start + node * 16 + i)
+        bound = blend(weights, space, text[i], attributes, time, 1.0)
+        if _behind(bound, km, worst, reach):
             continue
         ub[i], km_of[i], space_of[i], rest_of[i] = bound, km, space, attributes
         wanted |= 1 << i
-    if wanted == 0 or not query.weights[4] > 0.0:
+    if wanted == 0 or not weights[4] > 0.0:
         return wanted
-    if query.form == 2:
+    form, vector, dim = query.form, query.vector, visits.dim
+    if form == 2:
         for i in range(children):
             social[i] = (
                 related_most(query, first + (i << shift), first + ((i + 1) << shift))
@@ -819,57 +917,55 @@ def _bounds_below(places, tree, visits, query, level, node, ranges, scratch, sco
                 else 0.0
             )
     else:
-        _dots(visits.boxes, group * visits.dim * 32, query.pick, query.vector, social)
+        balls = scratch[6]
+        _dots(visits.boxes, group * dim * 32, query.pick, vector, social)
+        _dots(visits.centres, group * dim * 16, query.step, vector, balls)
+        for i in range(children):
+            radius = np.float64(visits.radii[group * 16 + i])
+            social[i] = min(social[i], balls[i] + query.length * radius + _SLACK)
     kept = 0
     for i in range(children):
         if not (wanted >> i) & 1:
             continue
-        time = 1.0
-        if query.weights[3] > 0.0:
-            time = visits.time_max[query.slot, group * 16 + i] / 255.0 if query.slot >= 0 else 0.0
-        bound = blend(
-            query.weights, space_of[i], text[i], rest_of[i], time, social_of(query.form, social[i])
-        )
-        if cannot_beat(bound, km_of[i], scores, kms, count, k):
-            continue
-        ub[i] = bound
-        kept |= 1 << i
-    if kept == 0 or query.form == 2:
-        return kept
-    _dots(visits.centres, group * visits.dim * 16, query.step, query.vector, scratch[6])
-    for i in range(children):
-        if not (kept >> i) & 1:
-            continue
-        ball = scratch[6, i] + query.length * np.float64(visits.radii[group * 16 + i]) + _SLACK
-        if ball >= social[i]:
-            continue
-        time = 1.0
-        if query.weights[3] > 0.0:
-            time = visits.time_max[query.slot, group * 16 + i] / 255.0 if query.slot >= 0 else 0.0
-        bound = blend(
-            query.weights, space_of[i], text[i], rest_of[i], time, social_of(query.form, ball)
-        )
-        ub[i] = bound
-        if cannot_beat(bound, km_of[i], scores, kms, count, k):
-            kept &= ~(1 << i)
+        time = _time_most(visits, query, group * 16 + i)
+        bound = blend(weights, space_of[i], text[i], rest_of[i], time, social_of(form, social[i]))
+        if not _behind(bound, km_of[i], worst, reach):
+            ub[i] = bound
+            kept |= 1 << i
     return kept
 
 
 @njit
-def _one_row(
-    places, visits, query, row, text, space, km, scores, kms, keys, rows, count, k, counts
-):
+def _time_most(visits, query, place):
+    """Return the most that the time part can be under the node with that place in its group."""
+    if not query.weights[3] > 0.0:
+        return 1.0
+    if query.slot < 0:
+        return 0.0
+    return visits.time_max[query.slot, place] / 255.0
+
+
+@njit
+def _finish(places, query, best, row, text, time, social, count):
+    return finish(
+        places, query, row, text, time, social, best.scores, best.kms, best.keys, best.rows, count,
+        best.k, best.counts,
+    )  # fmt: skip
+
+
+@njit
+def _one_row(places, visits, query, best, row, text, space, km, count):
     """Look at a single row whose words are known; the social part is taken last."""
-    counts[LOOKED_AT] += 1
+    best.counts[LOOKED_AT] += 1
     if len(query.live) and not query.live[row]:
         return count
+    worst, reach = _worst(best, count)
     most = 1.0 if len(query.pref_column) else 0.0
     time = 0.0
     if query.weights[3] > 0.0 and query.slot >= 0:
         time = np.float64(visits.times[query.slot, row])
-    if query.bm25:
-        text = damped(places, query, row, text)
-    if cannot_beat(blend(query.weights, space, text, most, time, 1.0), km, scores, kms, count, k):
+    text = damped(places, query, row, text)
+    if _behind(blend(query.weights, space, text, most, time, 1.0), km, worst, reach):
         return count
     social = 0.0
     if query.weights[4] > 0.0:
@@ -878,126 +974,178 @@ def _one_row(
         else:
             base = (row >> 4) * visits.dim * 16 + (row & 15)
             social = social_of(query.form, row_dot(visits.vectors, base, query.vector))
-        if cannot_beat(
-            blend(query.weights, space, text, most, time, social), km, scores, kms, count, k
-        ):
+        if _behind(blend(query.weights, space, text, most, time, social), km, worst, reach):
             return count
-    return finish(places, query, row, text, time, social, scores, kms, keys, rows, count, k, counts)
+    return _finish(places, query, best, row, text, time, social, count)
 
 
 @njit
-def _few_rows(places, visits, query, ranges, space, km, scores, kms, keys, rows, count, k, counts):
+def _few_rows(places, visits, query, best, space, km, count):
     """Look at the rows of a range that match, by the postings of the words."""
     n_words = len(query.words)
-    if query.match == 1:
-        rarest = 0
+    ranges, post, word_weights = best.ranges, places.post, query.word_weights
+    every = query.match == 1
+    source, stop_source = 0, n_words
+    if every:
         for w in range(1, n_words):
-            if ranges[w, 1] - ranges[w, 0] < ranges[rarest, 1] - ranges[rarest, 0]:
-                rarest = w
-        for at in range(ranges[rarest, 0], ranges[rarest, 1]):
-            row = np.int64(places.post[at])
+            if ranges[w, 1] - ranges[w, 0] < ranges[source, 1] - ranges[source, 0]:
+                source = w
+        stop_source = source + 1
+    while source < stop_source:
+        for at in range(ranges[source, 0], ranges[source, 1]):
+            row = np.int64(post[at])
             text = 0.0
             good = True
             for w in range(n_words):
-                if w != rarest:
-                    p = lower_bound(places.post, ranges[w, 0], ranges[w, 1], row)
-                    if p == ranges[w, 1] or places.post[p] != row:
-                        good = False
-                        break
-                text += query.word_weights[w]
-            if good:
-                count = _one_row(
-                    places, visits, query, row, text, space, km, scores, kms, keys, rows, count,
-                    k, counts,
-                )  # fmt: skip
-        return count
-    for source in range(n_words):
-        for at in range(ranges[source, 0], ranges[source, 1]):
-            row = np.int64(places.post[at])
-            text = 0.0
-            first = True
-            for w in range(n_words):
                 here = w == source
                 if not here:
-                    p = lower_bound(places.post, ranges[w, 0], ranges[w, 1], row)
-                    here = p < ranges[w, 1] and places.post[p] == row
-                    if here and w < source:
-                        first = False
+                    p = lower_bound(post, ranges[w, 0], ranges[w, 1], row)
+                    here = p < ranges[w, 1] and post[p] == row
+                    # Any word: the row was met with an earlier one.
+                    if here != every and (every or w < source):
+                        good = False
                         break
                 if here:
-                    text += query.word_weights[w]
-            if first:
-                count = _one_row(
-                    places, visits, query, row, text, space, km, scores, kms, keys, rows, count,
-                    k, counts,
-                )  # fmt: skip
+                    text += word_weights[w]
+            if good:
+                count = _one_row(places, visits, query, best, row, text, space, km, count)
+        source += 1
     return count
 
 
 @njit
-def _leaf(
-    places, tree, visits, query, leaf, ranges, scratch, scores, kms, keys, rows, count, k, counts
-):
-    """Look at the rows of a leaf."""
-    counts[LEAVES] += 1
-    first = leaf * 16
-    n_rows = min(16, len(places.keys) - first)
-    inside, km, space = near(tree.boxes, leaf, query.reals, query.decay_kind)
+def _row_bounds(visits, query, best, leaf, at, space, most, worst):
+    """Bound the 16 rows of a leaf, whose social parts lie in row 5 of the scratch.
+
+    Returns the rows that reach ``worst``, as bits. The parts that do not count
+    have weight 0: adding their zeros changes nothing.
+    """
+    weights, form, first = query.weights, query.form, leaf * 16
+    w1, w3, w4 = weights[1], weights[3], weights[4]
+    social, text = best.scratch[5], best.text
+    base = blend(weights, space, 0.0, 0.0, 0.0, 0.0)
+    rest = weights[2] * most if weights[2] > 0.0 else 0.0
+    timed = w3 > 0.0 and query.slot >= 0
+    times, slot = visits.times, max(0, query.slot)
+    bits = 0
+    for i in range(16):
+        x = 0.0
+        if w4 > 0.0:
+            x = social_of(form, social[i])
+            social[i] = x
+        bound = base
+        if w1 > 0.0:
+            bound += w1 * text[at + i]
+        bound += rest
+        if timed:
+            bound += w3 * np.float64(times[slot, first + i])
+        bound += w4 * x
+        bits |= np.int64(bound >= worst) << i
+    return bits
+
+
+@njit
+def _leaf(places, tree, visits, query, best, leaf, alive, at, count):
+    """Look at the rows of a leaf that ``alive`` has; their text lies in ``best.text[at:]``."""
+    weights = query.weights
+    worst, reach = _worst(best, count)
+    inside, km, space = _near(tree.boxes, leaf, query.reals, query.decay_kind)
     if not inside:
         return count
-    text, social = scratch[2], scratch[5]
-    alive = (1 << n_rows) - 1
-    text[:] = 0.0
-    if len(query.words):
-        alive = _words_below(places, query, ranges, first, 0, n_rows, text)
     most = attribute_most(tree, query, leaf) if len(query.pref_column) else 0.0
-    wanted = 0
-    n_wanted = 0
-    for i in range(n_rows):
-        row = first + i
-        if not (alive >> i) & 1 or (len(query.live) and not query.live[row]):
-            continue
-        time = 0.0
-        if query.weights[3] > 0.0 and query.slot >= 0:
-            time = np.float64(visits.times[query.slot, row])
-        if query.bm25:
-            text[i] = damped(places, query, row, text[i])
-        counts[LOOKED_AT] += 1
-        if cannot_beat(
-            blend(query.weights, space, text[i], most, time, 1.0), km, scores, kms, count, k
-        ):
-            continue
-        wanted |= 1 << i
-        n_wanted += 1
-    if wanted == 0:
+    text = 1.0 if len(query.words) else 0.0
+    time = _time_most(visits, query, leaf)
+    if _behind(blend(weights, space, text + _SLACK, most, time, 1.0), km, worst, reach):
         return count
-    with_social = query.weights[4] > 0.0
-    block = leaf * visits.dim * 16
-    if with_social and query.form != 2:
-        if n_wanted > 2:
-            _dots(visits.vectors, block, query.step, query.vector, social)
+    counts, first, form = best.counts, leaf * 16, query.form
+    counts[LEAVES] += 1
+    counts[LOOKED_AT] += 16 if alive == 65535 else _ones(alive)
+    social = best.scratch[5]
+    with_social = weights[4] > 0.0
+    if with_social:
+        if form == 2:
+            for i in range(16):
+                social[i] = related_at(query, first + i) if (alive >> i) & 1 else 0.0
         else:
-            for i in range(n_rows):
-                if (wanted >> i) & 1:
-                    social[i] = row_dot(visits.vectors, block + i, query.vector)
-    for i in range(n_rows):
-        if not (wanted >> i) & 1:
+            top = _dots(visits.vectors, leaf * visits.dim * 16, query.step, query.vector, social)
+            bound = blend(weights, space, text + _SLACK, most, time, social_of(form, top))
+            if _behind(bound, km, worst, reach):
+                return count
+    bits = alive & _row_bounds(visits, query, best, leaf, at, space, most, worst)
+    if bits == 0:
+        return count
+    timed = weights[3] > 0.0 and query.slot >= 0
+    for i in range(16):
+        if not (bits >> i) & 1:
             continue
         row = first + i
-        time = 0.0
-        if query.weights[3] > 0.0 and query.slot >= 0:
-            time = np.float64(visits.times[query.slot, row])
-        part = 0.0
-        if with_social:
-            part = social_of(query.form, related_at(query, row) if query.form == 2 else social[i])
-            if cannot_beat(
-                blend(query.weights, space, text[i], most, time, part), km, scores, kms, count, k
-            ):
-                continue
-        count = finish(
-            places, query, row, text[i], time, part, scores, kms, keys, rows, count, k, counts
-        )
+        if len(query.live) and not query.live[row]:
+            continue
+        part = social[i] if with_social else 0.0
+        hours = np.float64(visits.times[query.slot, row]) if timed else 0.0
+        words = damped(places, query, row, best.text[at + i])
+        worst, reach = _worst(best, count)
+        if _behind(blend(weights, space, words, most, hours, part), km, worst, reach):
+            continue
+        count = _finish(places, query, best, row, words, hours, part, count)
     return count
+
+
+@njit(inline="always")
+def _ones(bits):
+    found = 0
+    while bits:
+        found += 1
+        bits &= bits - 1
+    return found
+
+
+@njit
+def _group(places, tree, visits, query, best, group, count):
+    """Look at the rows of up to 16 sibling leaves; with words, ``best.ranges`` are theirs."""
+    n = len(places.keys)
+    first = group * 256
+    leaves = min(16, tree.level_start[1] - group * 16)
+    masks = best.masks
+    with_words = query.match != 0 and len(query.words) > 0
+    if with_words:
+        _words_of_group(places, query, best, first)
+    for i in range(leaves):
+        alive = (1 << min(16, n - first - i * 16)) - 1
+        if with_words:
+            alive = masks[i]
+            if alive == 0:
+                continue
+        count = _leaf(places, tree, visits, query, best, group * 16 + i, alive, i * 16, count)
+    return count
+
+
+@njit
+def _words_of_group(places, query, best, first):
+    """Fill ``best.text`` and ``best.masks`` for 256 rows from the words' postings there."""
+    masks, text, post, ranges = best.masks, best.text, places.post, best.ranges
+    every = query.match == 1
+    for i in range(256):
+        text[i] = 0.0
+    for i in range(16):
+        masks[i] = 0
+    for w in range(len(query.words)):
+        weight = query.word_weights[w]
+        if every and w > 0:
+            # Bits 16 .. 31: the rows that have this word too.
+            for i in range(16):
+                masks[i] &= 65535
+            for at in range(ranges[w, 0], ranges[w, 1]):
+                row = np.int64(post[at]) - first
+                text[row] += weight
+                masks[row >> 4] |= np.int64(65536) << (row & 15)
+            for i in range(16):
+                masks[i] &= masks[i] >> 16
+        else:
+            for at in range(ranges[w, 0], ranges[w, 1]):
+                row = np.int64(post[at]) - first
+                text[row] += weight
+                masks[row >> 4] |= np.int64(1) << (row & 15)
 
 
 @njit(inline="always")
@@ -1049,7 +1197,7 @@ def heap_pop(bounds, entries, size):
 
 
 @njit
-def open_share(places, tree, visits, query, groups, ranges, scratch, scores, kms, count, k):
+def open_share(places, tree, visits, query, best, groups, count):
     """Return the share of sampled leaves that may still hold answers, and their number.
 
     Takes ``groups`` families of sibling leaves, evenly spread over the rows.
@@ -1060,60 +1208,45 @@ def open_share(places, tree, visits, query, groups, ranges, scratch, scores, kms
     seen = 0
     for g in range(groups):
         node = (2 * g + 1) * parents // (2 * groups)
-        leaves = min(16, tree.level_start[1] - node * 16)
-        seen += leaves
-        first = node * 256
-        found = np.int64(-1)
-        if len(query.words):
-            found = _ranges_of(places, query, first, min(len(places.keys), first + 256), ranges)
-        if found == 0:
+        seen += min(16, tree.level_start[1] - node * 16)
+        if _candidates(places, query, best, 1, node) == 0:
             continue
-        bits = _bounds_below(
-            places, tree, visits, query, 1, node, ranges, scratch, scores, kms, count, k
-        )
-        for i in range(leaves):
-            kept += (bits >> i) & 1
+        kept += _ones(_bounds_below(places, tree, visits, query, best, 1, node, count))
     return kept / max(1, seen), seen
 
 
 @njit
-def _scan(
-    places, tree, visits, query, opened, n_opened, ranges, scratch, scores, kms, keys, rows,
-    count, k, counts,
-):  # fmt: skip
-    """Look at all leaves in the order of rows, but for those opened, under the bounds."""
-    n = len(places.keys)
-    for node in range(tree.level_start[2] - tree.level_start[1]):
-        first = node * 256
-        found = np.int64(-1)
-        if len(query.words):
-            found = _ranges_of(places, query, first, min(n, first + 256), ranges)
-        if found == 0:
+def _candidates(places, query, best, level, node):
+    """Fill ``best.ranges`` for the rows of a node; return what :func:`_ranges_of` does."""
+    if len(query.words) == 0:
+        return np.int64(-1)
+    first, stop = _node_rows(level, node, len(places.keys))
+    return np.int64(_ranges_of(places, query, first, stop, best.ranges))
+
+
+@njit
+def _scan(places, tree, visits, query, best, opened, n_opened, count):
+    """Look at all groups in the order of rows, but for those opened, under the bounds."""
+    groups = tree.level_start[2] - tree.level_start[1]
+    levels = len(tree.level_start) - 1
+    bits = 65535
+    for group in range(groups):
+        if levels > 2 and (group & 15) == 0:
+            bits = 65535
+            if _candidates(places, query, best, 2, group >> 4) == 0:
+                bits = 0
+            else:
+                best.counts[NODES] += 1
+                bits = _bounds_below(places, tree, visits, query, best, 2, group >> 4, count)
+        if not (bits >> (group & 15)) & 1:
             continue
-        counts[NODES] += 1
-        bits = _bounds_below(
-            places, tree, visits, query, 1, node, ranges, scratch, scores, kms, count, k
-        )
-        if bits == 0:
+        known = False
+        for o in range(n_opened):
+            known = known or opened[o] == group
+        if known or _candidates(places, query, best, 1, group) == 0:
             continue
-        # The bounds live in the scratch that a leaf works in: the bits alone are kept.
-        for i in range(16):
-            if not (bits >> i) & 1:
-                continue
-            leaf = node * 16 + i
-            known = False
-            for o in range(n_opened):
-                if opened[o] == leaf:
-                    known = True
-                    break
-            if known:
-                continue
-            if found > 0:
-                _ranges_of(places, query, leaf * 16, min(n, leaf * 16 + 16), ranges)
-            count = _leaf(
-                places, tree, visits, query, leaf, ranges, scratch, scores, kms, keys, rows,
-                count, k, counts,
-            )  # fmt: skip
+        best.counts[NODES] += 1
+        count = _group(places, tree, visits, query, best, group, count)
     return count
 
 
@@ -1125,79 +1258,73 @@ def search(
     """Search the packed tree best-first with all five parts; return the new count of answers.
 
     ``scratch`` float64 [7, 16], ``ranges`` int64 [words, 2] and ``opened`` int64
-    [probe] are room to work in. ``mode`` 0: after ``probe`` leaves, the share of
-    ``groups`` families of leaves that must still be opened is looked at; above
-    ``most_share`` the rest is scanned. 1: tree only. 2: scan only.
+    [probe] are room to work in. Leaves are opened by families of 16 siblings.
+    ``mode`` 0: after ``probe`` families, the share of the leaves of ``groups``
+    families that must still be opened is looked at; above ``most_share`` the rest
+    is scanned. 1: tree only. 2: scan only.
     """
-    places, tree, visits = borrowed(places), borrowed(tree), borrowed(visits)
-    query, scores, kms = borrowed(query), borrowed(scores), borrowed(kms)
-    keys, rows, counts = borrowed(keys), borrowed(rows), borrowed(counts)
-    scratch, ranges, opened = borrowed(scratch), borrowed(ranges), borrowed(opened)
-    n = len(places.keys)
+    text = np.zeros(256, dtype=np.float64)
+    masks = np.empty(16, dtype=np.int64)
+    kept = Best(scores, kms, keys, rows, k, counts, scratch, ranges, text, masks)
+    count = _search(
+        held(places), held(tree), held(visits), held(query), held(kept), mode, groups, most_share,
+        opened, count,
+    )  # fmt: skip
+    # Named once more, so that they are not let go before.
+    text[0] = masks[0]
+    return count
+
+
+@njit
+def _search(places, tree, visits, query, best, mode, groups, most_share, opened, count):
     levels = len(tree.level_start) - 1
-    probe = len(opened)
-    n_opened = 0
+    counts, scratch = best.counts, best.scratch
     if mode == 2 and levels > 1:
         counts[SCANS] += 1
-        return _scan(
-            places, tree, visits, query, opened, 0, ranges, scratch, scores, kms, keys, rows,
-            count, k, counts,
-        )  # fmt: skip
+        return _scan(places, tree, visits, query, best, opened, 0, count)
     planning = mode == 0 and levels > 2
+    n_opened = 0
     bounds = np.empty((256, 2), dtype=np.float64)
     entries = np.empty(256, dtype=np.int64)  # level << 40 | node
     size = heap_push(bounds, entries, 0, np.inf, 0.0, np.int64(levels - 1) << 40)
     while size:
-        if cannot_beat(bounds[0, 0], bounds[0, 1], scores, kms, count, k):
+        worst, reach = _worst(best, count)
+        if _behind(bounds[0, 0], bounds[0, 1], worst, reach):
             break
         size = heap_pop(bounds, entries, size)
         level = entries[size] >> 40
         node = entries[size] & ((np.int64(1) << 40) - 1)
-        first, stop = _node_rows(level, node, n)
         counts[NODES] += 1
-        found = np.int64(-1)
-        if len(query.words):
-            found = _ranges_of(places, query, first, stop, ranges)
+        found = _candidates(places, query, best, level, node)
         if found == 0:
             continue
-        if 0 < found <= _FEW and level > 0:
-            _, km, space = near(
+        if 0 < found <= _FEW and level > 1:
+            _, km, space = _near(
                 tree.boxes, tree.level_start[level] + node, query.reals, query.decay_kind
             )
             planning = False  # a scan would offer these rows again
-            count = _few_rows(
-                places, visits, query, ranges, space, km, scores, kms, keys, rows, count, k, counts
-            )
+            count = _few_rows(places, visits, query, best, space, km, count)
             continue
-        if level == 0:
-            count = _leaf(
-                places, tree, visits, query, node, ranges, scratch, scores, kms, keys, rows,
-                count, k, counts,
-            )  # fmt: skip
-            if not planning:
+        if level <= 1:
+            leaves = counts[LEAVES]
+            count = _group(places, tree, visits, query, best, node, count)
+            if not planning or counts[LEAVES] == leaves:
                 continue
             opened[n_opened] = node
             n_opened += 1
-            if n_opened < probe:
+            if n_opened < len(opened):
                 continue
             planning = False
-            share, seen = open_share(
-                places, tree, visits, query, groups, ranges, scratch, scores, kms, count, k
-            )
+            share, seen = open_share(places, tree, visits, query, best, groups, count)
             counts[SAMPLED] += seen
             if share > most_share:
                 counts[SCANS] += 1
-                return _scan(
-                    places, tree, visits, query, opened, n_opened, ranges, scratch, scores, kms,
-                    keys, rows, count, k, counts,
-                )  # fmt: skip
+                return _scan(places, tree, visits, query, best, opened, n_opened, count)
             continue
         if size + 16 > len(entries):
             bounds = np.concatenate((bounds, np.empty_like(bounds)))
             entries = np.concatenate((entries, np.empty_like(entries)))
-        bits = _bounds_below(
-            places, tree, visits, query, level, node, ranges, scratch, scores, kms, count, k
-        )
+        bits = _bounds_below(places, tree, visits, query, best, level, node, count)
         child = 0
         while bits:
             if bits & 1:

@@ -3,11 +3,11 @@
 Best-first search pays while bounds turn most leaves away. Where the social part
 dominates and friends do not live close together, nearly every leaf must be
 opened, and a queue of nodes is then work for nothing. So a search that has opened
-``probe`` leaves (256 places) and is not done takes families of sibling leaves
-from all over the rows, and counts how many may still hold an answer at the
-threshold it has found by then. Above ``share`` it goes through the leaves in
-the order of their rows, under the same bounds: answers are the same to the last
-bit, and the cost is at most that of one pass over all vectors.
+``probe`` families of sibling leaves (256 places each) and is not done takes
+families from all over the rows, and counts how many of their leaves may still
+hold an answer at the threshold it has found by then. Above ``share`` it goes
+through the leaves in the order of their rows, under the same bounds: answers are
+the same to the last bit, and the cost is at most that of one pass over all vectors.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Planner(Settings):
     mode : {"auto", "tree", "scan"}
         Look, never scan, or always scan.
     probe : int
-        Leaves of 16 places that are opened before it looks.
+        Families of 16 leaves, of 16 places each, that are opened before it looks.
     sample : int
         Leaves that it looks at; a multiple of 16, the siblings of a family.
     share : float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -166,12 +167,11 @@ def kernel_query(
         raise InputError(f"a slot lies in 0 .. {slots - 1}", field="at", value=slot)
     social = plan.social if plan.weights[4] > 0 and not alone else None
     vector = store.query_vector(social)
-    dim = len(vector)
-    steps = np.arange(dim, dtype=np.int64)
+    step, lower = _steps(len(vector))
     rows, shares, most = _NO_ROWS, _NO_REALS, _NO_REALS
     if social is not None and social.friends:
         rows, shares, most = _related_rows(store, columns, plan)
-    filters, region = plan.filters, plan.region
+    filters, region, prefers = plan.filters, plan.region, len(plan.pref_column) > 0
     x, y, z = _score.unit_vector(float(plan.lon), float(plan.lat))
     cap = (*region.cap, region.cap_chord2) if region else (0.0, 0.0, 0.0, 4.0)
     reals = np.array(
@@ -183,9 +183,9 @@ def kernel_query(
         lat=float(plan.lat),
         cos_lat=float(kernels.cos_of_degrees(float(plan.lat))),
         match=int(plan.match),
-        words=fixed(words[0], np.int64),
-        word_weights=fixed(plan.word_weights, np.float64),
-        without=fixed(words[1], np.int64),
+        words=fixed(words[0], np.int64) if len(words[0]) else _NO_ROWS,
+        word_weights=fixed(plan.word_weights, np.float64) if len(words[0]) else _NO_REALS,
+        without=fixed(words[1], np.int64) if len(words[1]) else _NO_ROWS,
         bm25=plan.text_kind == TEXT_BM25,
         k1=float(plan.bm25_k1),
         b=float(plan.bm25_b),
@@ -194,9 +194,9 @@ def kernel_query(
         decay_kind=int(plan.decay_kind),
         decay_scale=float(plan.decay_scale),
         max_km=float(plan.max_km),
-        pref_column=fixed(plan.pref_column, np.int32),
-        pref_flip=fixed(plan.pref_flip, np.uint8),
-        pref_weight=fixed(plan.pref_weight, np.float64),
+        pref_column=fixed(plan.pref_column, np.int32) if prefers else _NO_I4,
+        pref_flip=fixed(plan.pref_flip, np.uint8) if prefers else _NO_LIVE,
+        pref_weight=fixed(plan.pref_weight, np.float64) if prefers else _NO_REALS,
         filter_column=fixed(filters.column, np.int32) if filters else _NO_I4,
         filter_ptr=fixed(filters.ptr, np.int32) if filters else _NO_PTR,
         filter_low=fixed(filters.low, np.float64) if filters else _NO_REALS,
@@ -210,20 +210,27 @@ def kernel_query(
         vector=fixed(vector),
         # The term of a coordinate that is never below a row's: with the maximum where the
         # user's coordinate is positive, with the minimum elsewhere.
-        pick=fixed(steps * 32 + np.where(vector > 0, 16, 0)),
-        step=fixed(steps * 16),
+        pick=fixed(lower + (vector > 0) * 16),
+        step=step,
         length=float(np.sqrt(vector @ vector)) * (1.0 + 1e-12),
         reals=fixed(reals),
-        related_rows=fixed(rows, np.int64),
-        related=fixed(shares, np.float64),
-        related_max=fixed(most, np.float64),
+        related_rows=fixed(rows, np.int64) if len(rows) else _NO_ROWS,
+        related=fixed(shares, np.float64) if len(rows) else _NO_REALS,
+        related_max=fixed(most, np.float64) if len(rows) else _NO_REALS,
     )
+
+
+@lru_cache(maxsize=16)
+def _steps(dim: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the places of coordinates in a block, and of their minima in a group of boxes."""
+    steps = np.arange(dim, dtype=np.int64)
+    return fixed(steps * 16), fixed(steps * 32)
 
 
 def fixed(values: Any, dtype: Any = None) -> npt.NDArray[Any]:
     """Return a contiguous read-only view, so that a kernel is compiled for one kind of array."""
     view = np.ascontiguousarray(values, dtype=dtype).view()
-    view.flags.writeable = False
+    view.setflags(write=False)
     return view
 
 
