@@ -135,7 +135,10 @@ def _one_mix(
         for ask in asked:
             each.search(plans[id(ask)], stats)
         line = found["engines"][f"shoal, {each.name}"]
-        line["scored_share"] = round(stats.scored / len(asked) / len(places), 5)
+        # A place counts as scored once any part of its score was computed, whether or not the
+        # rest was then left out: the stricter reading of the bar.
+        line["scored_share"] = round(stats.looked_at / len(asked) / len(places), 5)
+        line["scored_in_full"] = round(stats.scored / len(asked) / len(places), 5)
         line["nodes"] = round(stats.nodes / len(asked), 1)
         line |= {key: round(value / len(asked), 3) for key, value in stats.more.items()}
     scan_us, our_us = timed[peers[0].name].us, timed["shoal, packed"].us
