@@ -176,6 +176,7 @@ def test_one_writer_and_readers_beside_it(tmp_path: Path) -> None:
             model.upsert(columns)
             if seed % 5 == 4:
                 writer.compact()
+            writer.wait()  # a merge in the background would be one more state to go to
             old, rows = reader.snapshot(), rows_of(reader.snapshot().columns())
             assert reader.durable.refresh()
             assert not reader.durable.refresh()
