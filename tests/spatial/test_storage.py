@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -16,7 +15,7 @@ from live_bench import SPECS, Model, build_plain, check, load_plain, make_places
 
 from shoal.core.errors import ConflictError, InputError, IntegrityError, NotFoundError
 from shoal.spatial.segments import SegmentStore
-from shoal.spatial.storage import read_arrays, read_manifest, write_arrays
+from shoal.spatial.storage import read_manifest
 
 
 def saved(folder: Path, n: int = 30) -> Model:
@@ -34,29 +33,6 @@ def saved(folder: Path, n: int = 30) -> Model:
 
 def load(folder: Path, **options: bool) -> SegmentStore:
     return SegmentStore.load(folder, build_plain, load_plain, **options)  # type: ignore[arg-type]
-
-
-def test_the_files_are_safetensors(tmp_path: Path) -> None:
-    arrays = {
-        "a": np.arange(7, dtype=np.uint8),
-        "b": np.arange(6.0).reshape(2, 3),
-        "empty": np.empty((0, 6), dtype=np.float32),
-        "flag": np.array([True, False]),
-        "scalar": np.array(4, dtype=np.int64),
-    }
-    write_arrays(tmp_path / "ours", arrays)
-    save_file(arrays, tmp_path / "theirs")
-    for found in (load_file(tmp_path / "ours"), read_arrays(tmp_path / "theirs")):
-        assert set(found) == set(arrays)
-        for name, array in arrays.items():
-            np.testing.assert_array_equal(found[name], array)
-            assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
-    mapped = read_arrays(tmp_path / "ours")
-    assert all(array.ctypes.data % array.itemsize == 0 for array in mapped.values())
-    assert not mapped["b"].flags.writeable
-    assert isinstance(mapped["b"].base, np.ndarray)
-    with pytest.raises(InputError, match="cannot be kept"):
-        write_arrays(tmp_path / "text", {"x": np.array(["a"])})
 
 
 @pytest.mark.parametrize("mmap", [True, False])

@@ -6,16 +6,11 @@ temporary name, fsynced and renamed, and never changed again. The manifest of th
 index names its bundles with the checksums of their manifests, and is swapped by one
 rename: a reader sees the old index or the new one. Bundles that no manifest names
 are removed; whoever has mapped one keeps reading it.
-
-Arrays are read as the safetensors format documents it: a u64 length, that many bytes
-of JSON (name to dtype, shape and byte range), then the bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import os
 import re
 import shutil
@@ -24,23 +19,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-import numpy as np
 import numpy.typing as npt
 
 from shoal.core import crashpoints
 from shoal.core.errors import InputError, IntegrityError, NotFoundError
 from shoal.core.files import fsync_folder, sha256_file, write_bytes
+from shoal.data.arrayfile import ArrayFile, read_arrays, write_arrays
 
 __all__ = [
     "SCHEMA",
     "Bundle",
     "IndexManifest",
     "is_index",
-    "read_arrays",
     "read_bundle",
     "read_manifest",
     "remove_unnamed",
-    "write_arrays",
     "write_bundle",
     "write_manifest",
 ]
@@ -49,30 +42,15 @@ __all__ = [
 SCHEMA = 1
 _FORMAT = "shoal.spatial.index"
 _ARRAYS, _MANIFEST = "arrays.safetensors", "manifest.json"
-_DTYPES: dict[str, str] = {
-    "F64": "<f8", "F32": "<f4", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1",
-    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1", "BOOL": "|b1",
-}  # fmt: skip
-_CODES = {np.dtype(text): code for code, text in _DTYPES.items()}
-_ALIGN = 64
 _BUNDLE_NAME = re.compile(r"(segment|deaths|state)-\d{6,}(-\d+)?(\.part)?")
-_CHUNK = 1 << 24
 
 _T = TypeVar("_T")
 _Arrays = dict[str, npt.NDArray[Any]]
 
 
-class _File(msgspec.Struct, frozen=True):
-    """What a bundle's manifest knows of its file of arrays."""
-
-    bytes: int
-    sha256: str
-    header_sha256: str
-
-
 class _BundleManifest(msgspec.Struct, frozen=True):
     schema: int
-    arrays: _File
+    arrays: ArrayFile
     meta: dict[str, Any]
 
 
@@ -120,88 +98,6 @@ class IndexManifest(msgspec.Struct, frozen=True, kw_only=True):
             for bundle in (*self.segments, self.deaths, self.state)
             if bundle is not None
         }
-
-
-# --- arrays -----------------------------------------------------------------------------------
-
-
-def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> _File:
-    """Write arrays as a safetensors file, fsynced; the file must not exist.
-
-    Arrays of wide items come first and the header is padded, so that every
-    array is aligned to its items when the file is mapped.
-    """
-    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    order = sorted(whole, key=lambda name: (-whole[name].dtype.itemsize, name))
-    header: dict[str, Any] = {}
-    end = 0
-    for name in order:
-        array = whole[name]
-        code = _CODES.get(array.dtype.newbyteorder("<"))
-        if code is None:
-            raise InputError("arrays of this type cannot be kept", field=name, value=array.dtype)
-        shape = list(arrays[name].shape)
-        header[name] = {"dtype": code, "shape": shape, "data_offsets": [end, end + array.nbytes]}
-        end += array.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(len(text) + 8) % _ALIGN)
-    head = len(text).to_bytes(8, "little") + text
-    digest = hashlib.sha256(head)
-    with path.open("xb") as stream:
-        stream.write(head)
-        for name in order:
-            flat = whole[name].reshape(-1)
-            raw = flat.astype(flat.dtype.newbyteorder("<"), copy=False).view(np.uint8).data
-            for start in range(0, len(raw), _CHUNK):
-                chunk = raw[start : start + _CHUNK]
-                digest.update(chunk)
-                stream.write(chunk)
-        stream.flush()
-        os.fsync(stream.fileno())
-    return _File(len(head) + end, digest.hexdigest(), hashlib.sha256(head).hexdigest())
-
-
-def read_arrays(path: Path, known: _File | None = None, *, mmap: bool = True) -> _Arrays:
-    """Return the arrays of a safetensors file, mapped or read.
-
-    Raises
-    ------
-    IntegrityError
-        The file is truncated, its header is not what ``known`` says, or it is
-        no such file.
-    """
-    size = path.stat().st_size
-    if known is not None and size != known.bytes:
-        raise IntegrityError(f"{path} has {size} bytes instead of {known.bytes}")
-    if size < 8:
-        raise IntegrityError(f"{path} is cut short: {size} bytes")
-    raw = np.memmap(path, np.uint8, "r") if mmap else np.fromfile(path, np.uint8)
-    plain = raw.view(np.ndarray)
-    length = int.from_bytes(plain[:8].tobytes(), "little")
-    if length > size - 8:
-        raise IntegrityError(f"{path} is cut short: a header of {length} bytes in {size}")
-    head = plain[: 8 + length].tobytes()
-    if known is not None and hashlib.sha256(head).hexdigest() != known.header_sha256:
-        raise IntegrityError(f"{path} was altered: its header has another checksum")
-    try:
-        header = json.loads(head[8:])
-        arrays = {
-            name: _array(plain[8 + length :], entry)
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise IntegrityError(f"{path} is no safetensors file: {error}") from None
-    return arrays
-
-
-def _array(data: npt.NDArray[np.uint8], entry: Mapping[str, Any]) -> npt.NDArray[Any]:
-    first, stop = entry["data_offsets"]
-    dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
-    if not 0 <= first <= stop <= len(data) or math.prod(shape) * dtype.itemsize != stop - first:
-        raise ValueError(f"bytes {first} to {stop} for {shape}")
-    array: npt.NDArray[Any] = data[first:stop].view(dtype).reshape(shape)
-    return array
 
 
 # --- bundles ----------------------------------------------------------------------------------
