@@ -1,8 +1,9 @@
 """The fast searches: all words, or any word, by the words' own trees over their postings.
 
-They answer queries with a point and without filters, area, excluded words, BM25 and
-deaths; ``_kernels`` answers the others. What makes them fast is that memory is asked
-for early: the rows of a block are known before the first of them is looked at.
+They answer queries with a point and without filters, area, excluded words and BM25;
+``_kernels`` answers the others. What makes them fast is that memory is asked for
+early: the rows of a block are known before the first of them is looked at. Bounds
+are over dead rows too, and so still bounds; a row's death is looked up last.
 """
 
 from __future__ import annotations
@@ -14,23 +15,13 @@ from numba import njit
 
 from shoal.spatial._build_kernels import (
     FAN_OUT,
-    find_word,
     load_f8,
     load_i8,
     load_u1,
     load_u4,
     prefetch,
-    store_f8,
-    store_i8,
-    view_f8,
-    view_i8,
-    view_i8x2,
-    view_u4,
-    view_u8,
 )
 from shoal.spatial._kernels import (
-    BITS,
-    BLOB,
     BLOCK_BOXES,
     BLOCK_HIGH,
     BLOCK_LOW,
@@ -48,16 +39,12 @@ from shoal.spatial._kernels import (
     LON64,
     MATCH,
     MAX_KM,
-    MAX_WORDS,
     N_PREFER,
     N_WORDS,
-    OFFSETS,
     POST,
     PREFER,
     PREFER_WEIGHT,
     PTR,
-    SLOTS,
-    TABLE,
     VALUES32,
     VALUES64,
     W_ATTRIBUTES,
@@ -66,7 +53,6 @@ from shoal.spatial._kernels import (
     WIDE,
     WORDS,
     D,
-    K,
     N,
     X,
     Y,
@@ -77,22 +63,18 @@ from shoal.spatial._kernels import (
     box_distance2,
     decayed,
     distance_of,
-    heap_of_best,
-    locate,
     lower_bound,
     place_of,
     put,
     queue_key,
     queue_pop,
     queue_push,
-    search_any_tree,
-    sort_heap,
     space_bound,
     tree_of,
 )
 from shoal.spatial._score import EARTH_KM
 
-__all__ = ["STATE_SIZE", "WORK_BYTES", "answer", "least_km", "near_km"]
+__all__ = ["ROOM", "least_km", "near_km", "new_work", "search_plain"]
 
 #: Nodes for which a search has room at first.
 ROOM = 1024
@@ -220,6 +202,7 @@ def _scan_all(a, qi, qf, best, count, w, first, stop, ranges, base, near, text, 
     ``near`` is the largest space part there can be.
     """
     post = load_i8(a, POST)
+    live = load_i8(qi, LIVE)
     words = load_i8(qi, N_WORDS)
     k = len(best[0])
     worst = 0 if k > HEAPED else k - 1
@@ -293,6 +276,8 @@ def _scan_all(a, qi, qf, best, count, w, first, stop, ranges, base, near, text, 
             if missing:
                 continue
             stats[3] += 1
+        if live != 0 and load_u1(live, row) == 0:
+            continue
         count = put(best, count, k, score, km, load_i8(load_i8(a, KEYS), row), row)
     return count
 
@@ -301,6 +286,7 @@ def _scan_all(a, qi, qf, best, count, w, first, stop, ranges, base, near, text, 
 def _scan_any(a, qi, qf, best, count, w, first, stop, ranges, base, order, near, stats):
     """Offer the rows ``post[first:stop]`` of word ``w`` that no earlier word has."""
     post = load_i8(a, POST)
+    live = load_i8(qi, LIVE)
     words = load_i8(qi, N_WORDS)
     k = len(best[0])
     worst = 0 if k > HEAPED else k - 1
@@ -352,6 +338,8 @@ def _scan_any(a, qi, qf, best, count, w, first, stop, ranges, base, order, near,
         if count == k and (
             score < best[0][worst] or (score == best[0][worst] and km > best[1][worst])
         ):
+            continue
+        if live != 0 and load_u1(live, row) == 0:
             continue
         count = put(best, count, k, score, km, load_i8(load_i8(a, KEYS), row), row)
     return count
@@ -609,140 +597,3 @@ def new_work():
         np.empty(64, np.int64),
         np.empty((64, 20), np.int64),
     )
-
-
-# --- one call, few arguments -------------------------------------------------------------------
-
-# Places in the array that describes a call. Everything is compiled once, behind one entry:
-# three entries would each be optimised as a whole.
-(MODE, LAYOUT, INTEGERS_AT, INTEGERS_LENGTH, REALS_AT, REALS_LENGTH, PLAIN, WORK) = range(8)
-(SCORES_AT, KMS_AT, KEYS_AT, ROWS_AT, COUNT, STATS_AT, QUERIES, LON_AT, LAT_AT) = range(8, 17)
-(PTR_AT, IDS_AT, IDS_LENGTH, COUNTS_AT) = range(17, 21)
-STATE_SIZE = 21
-#: One query whose words come as text; one that is complete; many that differ in words and point.
-PREPARED, COMPLETE, MANY = 0, 1, 2
-#: Bytes that a search works with, where the caller keeps them.
-WORK_BYTES = ROOM * (8 + 4 + 8 + 8 + 8 + 8) + 8 * (2048 + MAX_WORDS + 20 * MAX_WORDS)
-_SEPARATOR = 0xFF
-
-
-@njit(error_model="numpy")
-def _work_at(at):
-    wide = 8 * ROOM
-    more = at + 5 * wide + 4 * ROOM
-    return (
-        view_u8(at, ROOM),
-        view_u4(at + 5 * wide, ROOM),
-        view_i8(at + wide, ROOM),
-        view_i8(at + 2 * wide, ROOM),
-        view_f8(at + 3 * wide, ROOM),
-        view_f8(at + 4 * wide, ROOM),
-        view_i8(more, 2048),
-        view_i8(more + 8 * 2048, MAX_WORDS),
-        view_i8x2(more + 8 * 2048 + 8 * MAX_WORDS, MAX_WORDS, 20),
-    )
-
-
-@njit(error_model="numpy")
-def _add_word(a, qi, qf, word):
-    """Add a word (-1: unknown) to a query, once, with its idf as weight."""
-    count = load_i8(qi, N_WORDS)
-    if word < 0:
-        if load_i8(qi, MATCH) == _ALL:
-            store_i8(qi, LIVE, -1)  # no answer
-        return
-    for w in range(count):
-        if load_i8(qi, WORDS + w) == word:
-            return
-    df = load_u4(load_i8(a, PTR), word + 1) - load_u4(load_i8(a, PTR), word)
-    store_i8(qi, WORDS + count, word)
-    store_f8(qf, WEIGHTS + count, math.log1p((load_i8(a, N) - df + 0.5) / (df + 0.5)))
-    store_i8(qi, N_WORDS, count + 1)
-
-
-@njit(error_model="numpy")
-def _run(a, qi, qf, best, count, plain, work, stats):
-    """Answer a complete query; return the number of answers."""
-    locate(qf)
-    k = len(best[0])
-    if k > HEAPED:
-        heap_of_best(best, count)
-    if plain and load_i8(qi, MATCH) != 0:
-        count = search_plain(a, qi, qf, best, count, work, stats)
-    else:
-        count = search_any_tree(a, qi, qf, best, count, stats)
-    if k > HEAPED:
-        sort_heap(best, count)
-    return count
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def answer(state, lon, lat, given, text):
-    """Answer what ``state`` describes; return the number of answers of the last query.
-
-    With ``PREPARED``, ``text`` (bytes) holds the ``given`` words of the query at
-    (lon, lat), UTF-8, with bytes 255 between them; else the last four are not used.
-    """
-    a, qi, qf = state[LAYOUT], state[INTEGERS_AT], state[REALS_AT]
-    k = load_i8(qi, K)
-    mode = state[MODE]
-    work = _work_at(state[WORK]) if state[WORK] != 0 else new_work()
-    stats = view_i8(state[STATS_AT], 5)
-    queries = state[QUERIES] if mode == MANY else np.int64(1)
-    match = load_i8(qi, MATCH)
-    count = np.int64(0)
-    for i in range(queries):
-        best = (
-            view_f8(state[SCORES_AT] + 8 * k * i, k),
-            view_f8(state[KMS_AT] + 8 * k * i, k),
-            view_i8(state[KEYS_AT] + 8 * k * i, k),
-            view_i8(state[ROWS_AT], k),
-        )
-        stats[3] = stats[4] = 0
-        if mode == COMPLETE:
-            return _run(a, qi, qf, best, state[COUNT], state[PLAIN] != 0, work, stats)
-        store_i8(qi, N_WORDS, 0)
-        store_i8(qi, LIVE, 0)
-        words = given
-        if mode == PREPARED:
-            at_lon, at_lat = lon, lat
-            store_f8(qf, LON, at_lon)
-            store_f8(qf, LAT, at_lat)
-            first = 0
-            for _ in range(given):
-                stop = first
-                while stop < len(text) and text[stop] != _SEPARATOR:
-                    stop += 1
-                word = find_word(
-                    text,
-                    first,
-                    stop,
-                    load_i8(a, BLOB),
-                    load_i8(a, OFFSETS),
-                    load_i8(a, TABLE),
-                    load_i8(a, SLOTS),
-                    load_i8(a, BITS),
-                )
-                _add_word(a, qi, qf, word)
-                first = stop + 1
-        else:
-            at_lon, at_lat = load_f8(state[LON_AT], i), load_f8(state[LAT_AT], i)
-            store_f8(qf, LON, at_lon)
-            store_f8(qf, LAT, at_lat)
-            first, last = load_i8(state[PTR_AT], i), load_i8(state[PTR_AT], i + 1)
-            words = last - first
-            for j in range(first, last):
-                _add_word(a, qi, qf, load_i8(state[IDS_AT], j))
-        count = np.int64(0)
-        if words == 0 or (load_i8(qi, N_WORDS) > 0 and load_i8(qi, LIVE) == 0):
-            total = 0.0
-            for w in range(load_i8(qi, N_WORDS)):
-                total += load_f8(qf, WEIGHTS + w)
-            for w in range(load_i8(qi, N_WORDS)):
-                store_f8(qf, WEIGHTS + w, load_f8(qf, WEIGHTS + w) / total)
-            store_i8(qi, MATCH, 0 if words == 0 else match)
-            count = _run(a, qi, qf, best, count, state[PLAIN] != 0, work, stats)
-            store_i8(qi, MATCH, match)
-        if mode == MANY:
-            view_i8(state[COUNTS_AT], queries)[i] = count
-    return count

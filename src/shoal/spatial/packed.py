@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.core.errors import InputError, IntegrityError, LimitError
-from shoal.spatial import _block_kernels as fast
 from shoal.spatial import _build_kernels as building
+from shoal.spatial import _call_kernels as calling
 from shoal.spatial import _kernels as kernels
 from shoal.spatial.columns import AttributeSpec, PlaceColumns, SearchStats
 from shoal.spatial.curve import hilbert_order
@@ -263,13 +263,13 @@ class PackedLayout:
                     value=live.shape,
                 )
             live = np.ascontiguousarray(live)
-            integers[kernels.LIVE] = live.ctypes.data
         touched = np.zeros(5, dtype=np.int64)
         integers[kernels.K] = answers.k
-        plain = live is None and is_plain(plan)
-        state = make_state(self, integers, reals, answers, touched, plain=plain)
-        state[fast.MODE] = fast.COMPLETE
-        answers.count = fast.answer(state, 0.0, 0.0, 0, b"")
+        state = make_state(
+            (self,), integers, reals, answers, touched, plain=is_plain(plan), live=(live,)
+        )
+        state[calling.MODE] = calling.COMPLETE
+        answers.count = calling.answer(state, 0.0, 0.0, 0, b"")
         if stats is not None:
             stats.nodes += int(touched[0])
             stats.scored += int(touched[1])
