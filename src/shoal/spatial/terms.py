@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from shoal.core.errors import InputError, IntegrityError, LimitError, NotFoundError
 from shoal.spatial import _build_kernels as kernels
+from shoal.spatial.vocabulary import Vocabulary
 
 __all__ = ["Terms"]
 
@@ -152,7 +153,11 @@ class Terms:
 def _encode(words: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
     """Return (offsets int64 [V + 1], text uint8) of words."""
     try:
-        column = pa.array(words, type=pa.large_string())
+        column = (
+            words.column
+            if isinstance(words, Vocabulary)
+            else pa.array(words, type=pa.large_string())
+        )
     except (UnicodeEncodeError, pa.ArrowException, TypeError):
         for i, word in enumerate(words):
             try:
@@ -168,7 +173,9 @@ def _encode(words: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np
     _, places, text = column.buffers()
     if places is None or not len(column):
         return np.zeros(1, dtype=np.int64), np.empty(0, dtype=np.uint8)
-    offsets = np.frombuffer(places, dtype=np.int64, count=len(column) + 1).copy()
-    if text is None or offsets[-1] == 0:
-        return offsets, np.empty(0, dtype=np.uint8)
-    return offsets, np.frombuffer(text, dtype=np.uint8, count=int(offsets[-1])).copy()
+    stop = column.offset + len(column) + 1
+    offsets = np.frombuffer(places, dtype=np.int64, count=stop)[column.offset :]
+    first, stop = int(offsets[0]), int(offsets[-1])
+    if text is None or first == stop:
+        return offsets - first, np.empty(0, dtype=np.uint8)
+    return offsets - first, np.frombuffer(text, dtype=np.uint8)[first:stop].copy()
