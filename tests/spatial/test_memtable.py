@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -118,7 +119,7 @@ def test_a_scan_that_forgets_the_dead_is_caught() -> None:
     table = filled()
     table.kill(list(range(150)))
     view = table.view()
-    wrong = MemtableView(table, view.rows, 0, view._ids)
+    wrong = dataclasses.replace(view, deaths=0)
     plan = QueryPlan(k=50, has_point=True, decay_scale=1e5)
     expected = answer(view.columns(), SPECS, plan)
     same_answers(ask(Counts(view), plan), expected)

@@ -21,10 +21,13 @@ from shoal.spatial._score import (
 )
 
 __all__ = [
-    "count_common",
-    "count_words",
+    "count_ids",
+    "count_words_in",
     "find_live",
     "find_rows",
+    "gather_words",
+    "kill_rows",
+    "link_words",
     "offer_rows",
     "parts",
     "search",
@@ -206,33 +209,69 @@ def parts(rows, place, query, out, km_out, qualifies_out):
         qualifies_out[i] = qualifies
 
 
-@njit(cache=True, nogil=True)
-def count_words(rows_in_view, dead_in_view, died, signature, ptr, ids, words, out):
-    """Add to ``out[w]`` in how many rows of a view each word (-1: none) occurs."""
-    needed = _needed(words)
-    for row in range(rows_in_view):
-        if died[row] < dead_in_view or (signature[row] & needed) == 0:
-            continue
-        for w in range(len(words)):
-            if words[w] >= 0 and _has_word(ptr, ids, row, words[w]):
-                out[w] += 1
+# --- words of recent and of dead rows, counted as they come and go ---------------------------
 
 
 @njit(cache=True, nogil=True)
-def count_common(rows, ascending):
-    """Return how many of ``rows`` occur in ``ascending``."""
-    count = 0
+def link_words(ptr, ids, first, stop, counts, last, before, row_of):
+    """Count the words of the rows ``first .. stop``, and put them into their words' lists.
+
+    A word's list goes from its newest place in ``ids``, which is ``last[word]``, to
+    older ones by ``before[place]``; -1 ends it. ``row_of[place]`` is the place's row.
+    """
+    for row in range(first, stop):
+        for place in range(ptr[row], ptr[row + 1]):
+            word = ids[place]
+            counts[word] += 1
+            before[place] = last[word]
+            row_of[place] = row
+            last[word] = place
+
+
+@njit(cache=True, nogil=True)
+def kill_rows(rows, deaths, died, ptr, ids, counts):
+    """Number the deaths of rows from ``deaths`` on, and take their words off the counts.
+
+    Returns how many words they have.
+    """
+    words = 0
+    for i in range(len(rows)):
+        row = rows[i]
+        died[row] = deaths + i
+        for place in range(ptr[row], ptr[row + 1]):
+            counts[ids[place]] -= 1
+            words += 1
+    return words
+
+
+@njit(cache=True, nogil=True)
+def gather_words(rows, ptr, ids, out):
+    """Set ``out`` to the words of rows, one row after the other."""
+    stop = 0
     for row in rows:
-        low, high = 0, len(ascending)
-        while low < high:
-            middle = (low + high) >> 1
-            if ascending[middle] < row:
-                low = middle + 1
-            else:
-                high = middle
-        if low < len(ascending) and ascending[low] == row:
-            count += 1
-    return count
+        for place in range(ptr[row], ptr[np.int64(row) + 1]):
+            out[stop] = ids[place]
+            stop += 1
+
+
+@njit(cache=True, nogil=True)
+def count_ids(ids, counts):
+    """Add 1 to the count of each of ``ids``."""
+    for word in ids:
+        counts[word] += 1
+
+
+@njit(cache=True, nogil=True)
+def count_words_in(wanted, counts, recent, stop, out):
+    """Add to ``out[w]`` the count of each wanted word (-1: none), and its times in a stretch."""
+    for w in range(len(wanted)):
+        word = wanted[w]
+        if word < 0:
+            continue
+        times = np.int64(counts[word])
+        for i in range(stop):
+            times += recent[i] == word
+        out[w] += times
 
 
 @njit(inline="always")

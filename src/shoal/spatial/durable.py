@@ -283,7 +283,8 @@ class Durable:
                 segment = Segment(old.layout, old.lengths, old.order, n_words=old.n_words)
             segment.names[_name_of(self.folder)] = bundle
             if bundle.name in deaths:
-                segment.kill(_rows(deaths[bundle.name], len(segment), self.folder / bundle.name))
+                dead = _rows(deaths[bundle.name], len(segment), self.folder / bundle.name)
+                segment.kill(dead, count=False)
             segments.append(segment)
             self._layouts[bundle] = segment
         entries = _entries(self.folder, manifest)

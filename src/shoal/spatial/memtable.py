@@ -4,6 +4,10 @@ Rows are only ever added. A view is a number of rows and a number of deaths: the
 rows below the first that had not died among the first so many deaths. ``died[row]``
 holds the number of the row's death, so an older view keeps seeing a row that a
 newer one does not. Arrays that grow are replaced, never moved: a view keeps its own.
+
+The rows of each word are a list that a search follows (``link_words``), and how many
+living rows have it is counted with every write. Both start from one number a word,
+so a view has copies of those numbers, and what they lead to never changes.
 """
 
 from __future__ import annotations
@@ -58,6 +62,10 @@ class Memtable:
         self._signature = np.zeros(capacity, dtype=np.uint64)
         self._ptr = np.zeros(capacity + 1, dtype=np.int64)
         self._ids = np.empty(_WORDS_PER_ROW * capacity, dtype=np.int32)
+        self._before = np.empty(len(self._ids), dtype=np.int32)
+        self._row_of = np.empty(len(self._ids), dtype=np.int32)
+        self._counts = np.zeros(1024, dtype=np.int32)
+        self._last = np.full(1024, -1, dtype=np.int32)
         self._low = np.array([spec.low for spec in specs], dtype=np.float64)
         self._span = np.array([spec.span for spec in specs], dtype=np.float64)
         self._missing = np.array([spec.missing_code for spec in specs], dtype=np.int64)
@@ -83,9 +91,9 @@ class Memtable:
         start = int(self._ptr[first])
         end = start + len(columns.word_ids)
         if end > len(self._ids):
-            grown = np.empty(max(end, 2 * len(self._ids)), dtype=np.int32)
-            grown[:start] = self._ids[:start]
-            self._ids = grown
+            self._grow_places(end, start)
+        if len(local) > len(self._counts):
+            self._grow_words(len(local))
         if end > start:
             self._ids[start:end] = ids[columns.word_ids]
         self._ptr[first + 1 : stop + 1] = columns.word_ptr[1:] + start
@@ -94,26 +102,55 @@ class Memtable:
         self._lat[first:stop] = columns.lat
         self._values[:, first:stop] = columns.values
         kernels.signatures(self._ptr, self._ids, first, stop, self._signature)
+        kernels.link_words(
+            self._ptr, self._ids, first, stop, self._counts, self._last, self._before, self._row_of
+        )
         self.row_of.update(zip(columns.keys.tolist(), range(first, stop), strict=True))
         self.n_words += end - start
         self.rows = stop
 
+    def _grow_places(self, least: int, used: int) -> None:
+        size = max(least, 2 * len(self._ids))
+        for name in ("_ids", "_before", "_row_of"):
+            grown = np.empty(size, dtype=np.int32)
+            grown[:used] = getattr(self, name)[:used]
+            setattr(self, name, grown)
+
+    def _grow_words(self, least: int) -> None:
+        more = max(least, 2 * len(self._counts)) - len(self._counts)
+        self._counts = np.concatenate([self._counts, np.zeros(more, dtype=np.int32)])
+        self._last = np.concatenate([self._last, np.full(more, -1, dtype=np.int32)])
+
     def kill(self, keys: Sequence[int]) -> list[int]:
         """Let the rows of keys die; return the keys that are not alive here."""
-        missing = []
-        for key in keys:
-            row = self.row_of.pop(key, None)
-            if row is None:
-                missing.append(key)
-                continue
-            self._died[row] = self.deaths
-            self.deaths += 1
-            self.n_words -= int(self._ptr[row + 1] - self._ptr[row])
-        return missing
+        found = [self.row_of.pop(key, -1) for key in keys]
+        rows = [row for row in found if row >= 0]
+        if not rows:
+            return list(keys)
+        self.n_words -= kernels.kill_rows(
+            np.array(rows, dtype=np.int64),
+            self.deaths,
+            self._died,
+            self._ptr,
+            self._ids,
+            self._counts,
+        )
+        self.deaths += len(rows)
+        return [key for key, row in zip(keys, found, strict=True) if row < 0]
 
     def view(self) -> MemtableView:
         """Return what is here now; later changes do not reach it."""
-        return MemtableView(self, self.rows, self.deaths, self._ids)
+        words = len(self.vocabulary)
+        return MemtableView(
+            self,
+            self.rows,
+            self.deaths,
+            self._ids,
+            self._counts[:words].copy(),
+            self._last[:words].copy(),
+            self._before,
+            self._row_of,
+        )
 
     def died_since(self, deaths: int) -> npt.NDArray[np.int64]:
         """Return the keys of the rows that died after a view with ``deaths`` was taken."""
@@ -130,6 +167,17 @@ class MemtableView:
     rows: int
     deaths: int
     _ids: npt.NDArray[np.int32]
+    _counts: npt.NDArray[np.int32]
+    _last: npt.NDArray[np.int32]
+    _before: npt.NDArray[np.int32]
+    _row_of: npt.NDArray[np.int32]
+
+    def now(self) -> MemtableView:
+        """Return the memtable as it is now: this view, if nothing has changed."""
+        table = self.table
+        if table.rows == self.rows and table.deaths == self.deaths:
+            return self
+        return table.view()
 
     def live_rows(self) -> npt.NDArray[np.int64]:
         """Return the rows of this view, ascending."""
@@ -158,20 +206,10 @@ class MemtableView:
 
     def document_frequency(self, words: Sequence[str]) -> npt.NDArray[np.int64]:
         """Return in how many rows each word occurs."""
-        counts = np.zeros(len(words), dtype=np.int64)
-        if self.rows:
-            table = self.table
-            kernels.count_words(
-                self.rows,
-                self.deaths,
-                table._died,
-                table._signature,
-                table._ptr,
-                self._ids,
-                self._local(words),
-                counts,
-            )
-        return counts
+        counts, known = self._counts, self.table.vocabulary
+        numbers = [known.get(word, -1) for word in words]
+        # A word that came after this view has a number that it does not count.
+        return np.array([counts[i] if 0 <= i < len(counts) else 0 for i in numbers], dtype=np.int64)
 
     def search(
         self,

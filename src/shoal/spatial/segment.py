@@ -23,16 +23,15 @@ import numpy.typing as npt
 
 from shoal.spatial import _memtable_kernels as kernels
 from shoal.spatial.columns import Layout, PlaceColumns, SearchStats
+from shoal.spatial.deadwords import DeadWords, DeadWordsView
 from shoal.spatial.merging import keep_rows
-from shoal.spatial.query import MATCH_ANY, Answers, QueryPlan
+from shoal.spatial.query import Answers, QueryPlan
 from shoal.spatial.storage import Bundle
 
 __all__ = ["Segment", "SegmentView", "VisitParts"]
 
 #: Rows that died since a view was taken, above which it gets a mask of its own.
 _REVIVED = 256
-#: Words whose dead rows are remembered, per segment.
-_CACHED_WORDS = 100_000
 _NO_MASK = np.empty(0, dtype=np.uint8)
 
 
@@ -104,8 +103,7 @@ class Segment:
         self.live: npt.NDArray[np.uint8] | None = None
         self.names: dict[str, Bundle] = {}
         self._log = np.empty(0, dtype=np.uint32)
-        self._dead_words: dict[str, tuple[int, int, npt.NDArray[Any] | None]] = {}
-        self._sorted_log = np.empty(0, dtype=np.uint32)
+        self._dead_words: DeadWords | None = None
 
     @classmethod
     def of(cls, layout: Layout, columns: PlaceColumns) -> Segment:
@@ -129,8 +127,12 @@ class Segment:
         mask = _NO_MASK if self.live is None else self.live
         return int(kernels.find_live(self.keys, self.order, mask, keys, rows))
 
-    def kill(self, rows: npt.NDArray[np.int64]) -> int:
-        """Let living rows die; return how many words they have. For the one writer."""
+    def kill(self, rows: npt.NDArray[np.int64], *, count: bool = True) -> int:
+        """Let living rows die; return how many words they have. For the one writer.
+
+        Without ``count`` their words are counted when somebody first asks: so that
+        opening a large index does not have to.
+        """
         if not len(rows):
             return 0
         if self.live is None:
@@ -144,6 +146,10 @@ class Segment:
         self._log[self.deaths : stop] = rows
         self.deaths = stop
         self.live[rows] = 0
+        if self._dead_words is not None:
+            self._dead_words.extend(self._log[:stop])
+        elif count:
+            self._dead_words = DeadWords(self.layout, self.lengths, self._log[:stop])
         return int(self.lengths[rows].sum(dtype=np.int64))
 
     def log(self, first: int, stop: int | None = None) -> npt.NDArray[np.uint32]:
@@ -153,50 +159,20 @@ class Segment:
 
     def view(self) -> SegmentView:
         """Return the segment as it is now."""
-        return SegmentView(self, self.deaths)
+        words = self._dead_words
+        current = words is not None and words.deaths == self.deaths
+        return SegmentView(self, self.deaths, words.view() if words and current else None)
 
-    def dead_with_words(self, words: Sequence[str], deaths: int) -> npt.NDArray[np.int64]:
-        """Return in how many of the first ``deaths`` rows to die each word occurs.
+    def count_dead_words(self, deaths: int) -> DeadWordsView:
+        """Return the words of the first ``deaths`` dead rows, counted from nothing.
 
-        A word's count is remembered with the length of the log it was taken at,
-        so that the next one looks at what has died since and at nothing else.
+        The first to ask, who may be a reader, has the writer go on counting from there.
         """
-        known = self._dead_words
-        missing = [word for word in words if word not in known]
-        if missing:
-            if len(known) + len(missing) > _CACHED_WORDS:
-                known = self._dead_words = {w: known[w] for w in words if w in known}
-            lists = _rows_with(self.layout, missing)
-            for word, holders in zip(missing, lists, strict=True):
-                known[word] = (0, 0, holders)
-        counts = np.empty(len(words), dtype=np.int64)
-        for i, word in enumerate(words):
-            at, count, holders = known[word]
-            if at < deaths:
-                count += self._count(word, holders, at, deaths)
-                known[word] = (deaths, count, holders)
-            elif at > deaths:  # an older view than the last that asked
-                count -= self._count(word, holders, deaths, at)
-            counts[i] = count
-        return counts
-
-    def _count(self, word: str, holders: npt.NDArray[Any] | None, first: int, stop: int) -> int:
-        """Return how many of the rows ``log[first:stop]`` have a word."""
-        if holders is None:
-            plan = QueryPlan(k=1, match=MATCH_ANY, words=(word,), word_weights=np.ones(1))
-            _, _, has = self.layout.parts(plan, self._log[first:stop].astype(np.int64))
-            return int(np.count_nonzero(has))
-        if not len(holders):
-            return 0
-        if first == 0 and stop > 4 * _REVIVED:
-            # The first look at a word: against a sorted copy of the log, shared by all words.
-            dead = self._sorted_log
-            if not stop // 2 < len(dead) <= stop:
-                dead = self._sorted_log = _fixed(np.sort(self._log[:stop]))
-            few, many = (dead, holders) if len(dead) < len(holders) else (holders, dead)
-            count = int(kernels.count_common(few, many))
-            return count + self._count(word, holders, len(dead), stop)
-        return int(kernels.count_common(self._log[first:stop], holders))
+        words = DeadWords(self.layout, self.lengths, self.log(0, deaths))
+        view = words.view()
+        if self._dead_words is None:
+            self._dead_words = words
+        return view
 
 
 @dataclasses.dataclass(slots=True)
@@ -205,6 +181,7 @@ class SegmentView:
 
     segment: Segment
     deaths: int
+    _words: DeadWordsView | None = None
     _mask: npt.NDArray[np.uint8] | None = None
 
     @property
@@ -227,7 +204,16 @@ class SegmentView:
 
     def dead_frequency(self, words: Sequence[str]) -> npt.NDArray[np.int64]:
         """Return in how many rows that are dead in this view each word occurs."""
-        return self.segment.dead_with_words(words, self.deaths)
+        counted = self.dead_words()
+        known = self.segment._dead_words
+        assert known is not None
+        return known.frequency(words, counted)
+
+    def dead_words(self) -> DeadWordsView:
+        """Return the words of the rows that are dead in this view."""
+        if self._words is None:
+            self._words = self.segment.count_dead_words(self.deaths)
+        return self._words
 
     def search(
         self,
@@ -286,17 +272,6 @@ class SegmentView:
         alive = np.ones(len(self.segment), dtype=np.bool_)
         alive[self.segment.log(0, self.deaths)] = False
         return keep_rows(columns, alive)
-
-
-def _rows_with(layout: Layout, words: Sequence[str]) -> list[npt.NDArray[Any] | None]:
-    """Return the rows that have each word, ascending; None where a layout keeps no such lists."""
-    post, ptr, terms = (getattr(layout, name, None) for name in ("post", "ptr", "terms"))
-    if post is None or ptr is None or terms is None:
-        return [None] * len(words)
-    return [
-        _fixed(post[int(ptr[number]) : int(ptr[number + 1])] if number >= 0 else post[:0])
-        for number in terms.ids(words).tolist()
-    ]
 
 
 def _fixed(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -448,7 +448,7 @@ class SegmentStore:
                 view if view.deaths == view.segment.deaths else view.segment.view()
                 for view in now.segments
             ),
-            memory=tuple(view.table.view() for view in now.memory),
+            memory=tuple(view.now() for view in now.memory),
             n_live=now.n_live + rows,
             n_words=now.n_words + words,
             attributes=now.attributes,
