@@ -151,10 +151,15 @@ def generated(n: int, seed: int, *, attributes: int = 3, categories: int = 400) 
         rows.append(more)
         words.append(categories + 25 + _zipf(rng, 20_000, len(more), 1.0))
     pairs = np.unique((np.concatenate(rows) << 32) | np.concatenate(words))
-    used, ids = np.unique(pairs & 0xFFFFFFFF, return_inverse=True)
+    del rows, words
     ptr = np.zeros(n + 1, dtype=np.int64)
     np.cumsum(np.bincount(pairs >> 32, minlength=n), out=ptr[1:])
-    names = [f"w{number:06d}" for number in used.tolist()]  # in the order of their bytes
+    pairs &= 0xFFFFFFFF
+    used = np.bincount(pairs) > 0
+    ids = (np.cumsum(used, dtype=np.int32) - np.int32(1))[pairs]
+    del pairs
+    # In the order of their bytes.
+    names = [f"w{number:06d}" for number in np.flatnonzero(used).tolist()]
     names_of = [f"a{j}" for j in range(attributes)]
     columns = PlaceColumns(
         keys=np.arange(n, dtype=np.int64),
@@ -162,7 +167,7 @@ def generated(n: int, seed: int, *, attributes: int = 3, categories: int = 400) 
         lat=np.round(lat, 6),
         words=names,
         word_ptr=ptr,
-        word_ids=ids.astype(np.int32),
+        word_ids=ids,
         values=rng.random((attributes, n), dtype=np.float32).astype(np.float64),
     )
     specs = tuple(AttributeSpec(name=name, low=0.0, high=1.0) for name in names_of)

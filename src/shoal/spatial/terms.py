@@ -65,7 +65,7 @@ class Terms:
         if len(words_sorted) >= 2**31 or int(offsets[-1]) >= 2**32:
             raise LimitError("an index holds fewer than 2^31 words and 4 GiB of their text")
         short = offsets.astype(np.uint32)
-        wrong = int(kernels.first_unsorted(blob, short))
+        wrong = int(kernels.first_unsorted(blob, short)) if len(words_sorted) else -1
         if wrong >= 0:
             raise InputError(
                 "words must be sorted by their UTF-8 bytes, each once",
@@ -74,7 +74,8 @@ class Terms:
             )
         table = np.full(len(words_sorted) + len(words_sorted) // 2 + 2, 0xFFFFFFFF, dtype=np.uint32)
         terms = cls(blob, short, table)
-        kernels.fill_table(blob, short, table, terms.bits)
+        if len(words_sorted):  # the first call of a kernel loads numba's own, most of a second
+            kernels.fill_table(blob, short, table, terms.bits)
         return terms
 
     def __len__(self) -> int:
