@@ -58,7 +58,7 @@ class InfluenceResult:
     confidence : float
         1 - delta.
     finished : bool
-        The ratio reached 1 - 1/e - eps; False if time ran out before.
+        The wanted ratio was proven; False if time or sets ran out before.
     sets : int
         Reverse-reachable sets that were drawn, both halves.
     model : str
@@ -105,6 +105,7 @@ def influence_max(
     model: Model | None = None,
     *,
     eps: float = 0.1,
+    ratio: float | None = None,
     delta: float | None = None,
     weights: npt.ArrayLike | None = None,
     candidates: Iterable[Any] | None = None,
@@ -124,6 +125,10 @@ def influence_max(
         By default weighted cascade.
     eps : float
         The search stops when the seeds are proven to reach 1 - 1/e - eps of the best.
+    ratio : float, optional
+        Stop at this proven share of the best instead. Above 1 - 1/e no method promises
+        it for every graph, but most graphs allow it; if not, the limit of sets or time ends
+        the search.
     delta : float, optional
         Chance that the proof fails; 1 / n by default.
     weights : array-like [n], optional
@@ -164,6 +169,9 @@ def influence_max(
         raise InputError(f"is above the graph's {graph.n} nodes", field="k", value=k)
     if not 0.0 < eps < _SHARE:
         raise InputError("must be between 0 and 1 - 1/e", field="eps", value=eps)
+    if ratio is not None and not 0.0 < ratio < 1.0:
+        raise InputError("must be between 0 and 1", field="ratio", value=ratio)
+    wanted = _SHARE - eps if ratio is None else ratio
     confidence_gap = 1.0 / max(2, graph.n) if delta is None else delta
     if not 0.0 < confidence_gap < 1.0:
         raise InputError("must be between 0 and 1", field="delta", value=delta)
@@ -188,7 +196,7 @@ def influence_max(
         judging.grow(theta)
         rows, gains, left = choosing.cover(k, allowed)
         lower, upper, hits = _bounds(choosing, judging, rows, int(gains.sum()) + left, slack)
-        finished = lower >= (_SHARE - eps) * upper
+        finished = lower >= wanted * upper
         if finished:
             break
         if time_limit is not None and time.perf_counter() - began > time_limit:
