@@ -74,7 +74,7 @@ from shoal.spatial._kernels import (
 )
 from shoal.spatial._score import EARTH_KM
 
-__all__ = ["ROOM", "least_km", "near_km", "new_work", "search_plain"]
+__all__ = ["ROOM", "least_km", "near_km", "search_plain"]
 
 #: Nodes for which a search has room at first.
 ROOM = 1024
@@ -581,19 +581,3 @@ def search_plain(a, qi, qf, best, count, work, stats):
             size = queue_push(heap, entries, size, queue_key(bound, km), np.uint32(made))
             made += 1
     return count
-
-
-@njit(error_model="numpy")
-def new_work():
-    """Return the arrays that a search works with."""
-    return (
-        np.empty(ROOM, np.uint64),
-        np.empty(ROOM, np.uint32),
-        np.empty(ROOM, np.int64),
-        np.empty(ROOM, np.int64),
-        np.empty(ROOM, np.float64),
-        np.empty(ROOM, np.float64),
-        np.empty(2048, np.int64),
-        np.empty(64, np.int64),
-        np.empty((64, 20), np.int64),
-    )

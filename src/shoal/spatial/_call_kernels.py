@@ -22,9 +22,9 @@ The state's places:
 ``INTEGERS_AT``, ``REALS_AT``
     The query, as ``_kernels`` lays it out; words, weights and point are filled in.
 ``PLAIN``
-    Not 0: ``_block_kernels`` may answer queries with words.
+    Not 0: ``_nearest_kernels`` and ``_block_kernels`` may answer queries with words.
 ``WORK``
-    Address of ``WORK_BYTES`` bytes, or 0.
+    Address of int64 [WORK_SIZE]; all 0 before the first call.
 ``SCORES_AT``, ``KMS_AT``, ``KEYS_AT``, ``ROWS_AT``, ``COUNT``
     Arrays of k places for the answers, and how many they hold already (sorted);
     rows are of the segment the answer is from.
@@ -54,7 +54,7 @@ import math
 import numpy as np
 from numba import njit
 
-from shoal.spatial._block_kernels import ROOM, new_work, search_plain
+from shoal.spatial._block_kernels import ROOM, search_plain
 from shoal.spatial._build_kernels import (
     find_word,
     load_f8,
@@ -93,8 +93,17 @@ from shoal.spatial._kernels import (
     search_any_tree,
     sort_heap,
 )
+from shoal.spatial._nearest_kernels import (
+    BITMAP,
+    CHUNK,
+    EDGE,
+    POOL,
+    begin_nearest,
+    is_nearest,
+    search_nearest,
+)
 
-__all__ = ["SEGMENT_SIZE", "STATE_SIZE", "WORK_BYTES", "answer"]
+__all__ = ["SEGMENT_SIZE", "STATE_SIZE", "WORK_SIZE", "answer"]
 
 (MODE, SEGMENTS, SEGMENTS_AT, INTEGERS_AT, REALS_AT, PLAIN, WORK) = range(7)
 (SCORES_AT, KMS_AT, KEYS_AT, ROWS_AT, COUNT, STATS_AT) = range(7, 13)
@@ -105,16 +114,17 @@ PREPARED, COMPLETE, MANY = 0, 1, 2
 # A segment's record.
 SEGMENT_LAYOUT, SEGMENT_LIVE, SEGMENT_WITHOUT, SEGMENT_WORDS = 0, 1, 2, 3
 SEGMENT_SIZE = SEGMENT_WORDS + MAX_WORDS
-#: Bytes that a search works with, where the caller keeps them.
-WORK_BYTES = ROOM * (8 + 4 + 8 + 8 + 8 + 8) + 8 * (2048 + MAX_WORDS + 20 * MAX_WORDS)
+#: Entries of 8 bytes that a search works with; all 0 before the first.
+WORK_SIZE = 6 * ROOM + 2048 + 21 * MAX_WORDS + BITMAP + 2 * (CHUNK + 1) + 2 * POOL + EDGE
 _SEPARATOR = 0xFF
 _ALL = 1
 
 
 @njit(error_model="numpy")
 def _work_at(at):
+    """Return what ``search_plain`` works with, at an address."""
     wide = 8 * ROOM
-    more = at + 5 * wide + 4 * ROOM
+    more = at + 6 * wide
     return (
         view_u8(at, ROOM),
         view_u4(at + 5 * wide, ROOM),
@@ -124,7 +134,21 @@ def _work_at(at):
         view_f8(at + 4 * wide, ROOM),
         view_i8(more, 2048),
         view_i8(more + 8 * 2048, MAX_WORDS),
-        view_i8x2(more + 8 * 2048 + 8 * MAX_WORDS, MAX_WORDS, 20),
+        view_i8x2(more + 8 * (2048 + MAX_WORDS), MAX_WORDS, 20),
+    )
+
+
+@njit(error_model="numpy")
+def _near_at(at):
+    """Return what ``search_nearest`` works with, at the same address."""
+    at += 8 * (6 * ROOM + 2048 + 21 * MAX_WORDS)
+    pool = at + 8 * (BITMAP + 2 * (CHUNK + 1))
+    return (
+        view_u8(at, BITMAP),
+        view_i8(at + 8 * BITMAP, 2 * (CHUNK + 1)),
+        view_f8(pool, POOL),
+        view_i8(pool + 8 * POOL, POOL),
+        view_f8(pool + 16 * POOL, EDGE),
     )
 
 
@@ -209,6 +233,10 @@ def _search_segments(state, qi, qf, best, count, work, stats):
     words = load_i8(qi, N_WORDS)
     every = load_i8(qi, MATCH) == _ALL
     plain = state[PLAIN] != 0 and load_i8(qi, MATCH) != 0
+    nearest = plain and is_nearest(qi, qf, k)
+    near = _near_at(state[WORK])
+    if nearest:
+        begin_nearest(qf, best, count, k, near[4])
     if k > HEAPED:
         heap_of_best(best, count)
     for s in range(state[SEGMENTS]):
@@ -225,7 +253,9 @@ def _search_segments(state, qi, qf, best, count, work, stats):
         if missing and every:
             continue
         store_i8(qi, LIVE, load_i8(record, SEGMENT_LIVE))
-        if plain:
+        if nearest:
+            count = search_nearest(a, qi, qf, best, count, work, near, stats)
+        elif plain:
             count = search_plain(a, qi, qf, best, count, work, stats)
         else:
             count = search_any_tree(a, qi, qf, best, count, stats)
@@ -244,7 +274,7 @@ def answer(state, lon, lat, given, text):
     qi, qf = state[INTEGERS_AT], state[REALS_AT]
     k = load_i8(qi, K)
     mode = state[MODE]
-    work = _work_at(state[WORK]) if state[WORK] != 0 else new_work()
+    work = _work_at(state[WORK])
     stats = view_i8(state[STATS_AT], 5)
     match = load_i8(qi, MATCH)
     count = np.int64(0)

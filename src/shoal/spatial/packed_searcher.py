@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -23,6 +24,9 @@ _Floats: TypeAlias = npt.NDArray[np.float64]
 _Integers: TypeAlias = npt.NDArray[np.int64]
 _Found: TypeAlias = tuple[_Floats, _Floats, _Integers, _Integers]
 _Mask: TypeAlias = npt.NDArray[np.uint8] | None
+
+#: What a search works with, for each thread.
+_memory = threading.local()
 
 
 def is_plain(plan: QueryPlan) -> bool:
@@ -46,7 +50,7 @@ def make_state(
     plain: bool,
     live: Sequence[_Mask],
 ) -> _Integers:
-    """Return what the kernel reads a call from; whoever uses it keeps the arrays.
+    """Return what the kernel reads a call from, in this thread; whoever uses it keeps the arrays.
 
     The segments' records lie behind the state's own places.
     """
@@ -65,6 +69,7 @@ def make_state(
             calling.KEYS_AT: answers.keys,
             calling.ROWS_AT: answers.rows,
             calling.STATS_AT: stats,
+            calling.WORK: _work(),
         },
     )
     records = _records(state)
@@ -72,6 +77,14 @@ def make_state(
         record[calling.SEGMENT_LAYOUT] = layout.addresses().ctypes.data
         record[calling.SEGMENT_LIVE] = 0 if mask is None else mask.ctypes.data
     return state
+
+
+def _work() -> _Integers:
+    """Return this thread's memory for searches."""
+    work: _Integers | None = getattr(_memory, "work", None)
+    if work is None:
+        work = _memory.work = np.zeros(calling.WORK_SIZE, dtype=np.int64)
+    return work
 
 
 def _records(state: _Integers) -> _Integers:
@@ -161,7 +174,7 @@ class PackedSearcher:
         self.answers = Answers(plan.k)
         self.word_weights = np.zeros(k.MAX_WORDS)
         self._extra = np.zeros(k.MAX_WORDS, dtype=np.int64)
-        self._work = np.empty(calling.WORK_BYTES // 8 + 1, dtype=np.int64)
+        self._work = np.zeros(calling.WORK_SIZE, dtype=np.int64)
         self._stats = np.zeros(5, dtype=np.int64)
         self._state = make_state(
             self._layouts,
@@ -315,7 +328,7 @@ class PackedSearcher:
         scores, kms = np.zeros(shape), np.zeros(shape)
         keys, counts = np.zeros(shape, dtype=np.int64), np.zeros(len(x), dtype=np.int64)
         integers, reals = self._integers.copy(), self._reals.copy()
-        work, stats = np.empty_like(self._work), np.zeros(5, dtype=np.int64)
+        stats = np.zeros(5, dtype=np.int64)
         rows = np.empty(self.answers.k, dtype=np.int64)
         state = self._state.copy()
         _records(state)
@@ -328,7 +341,7 @@ class PackedSearcher:
             {
                 calling.INTEGERS_AT: integers,
                 calling.REALS_AT: reals,
-                calling.WORK: work,
+                calling.WORK: _work(),
                 calling.STATS_AT: stats,
                 calling.SCORES_AT: scores,
                 calling.KMS_AT: kms,
