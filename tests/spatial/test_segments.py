@@ -135,7 +135,7 @@ def test_without_the_dead_offered_again_an_old_snapshot_would_miss_rows(
     store.delete(np.array([3]))
     snapshot = store.snapshot()
     store.delete(np.arange(60))
-    monkeypatch.setattr(segment_module.SegmentView, "_revive", lambda *_: None)
+    monkeypatch.setattr(segment_module.SegmentView, "revive", lambda *_: None)
     plan = QueryPlan(k=60, has_point=True, match=MATCH_EVERYTHING)
     assert len(ask(snapshot, plan)) == 0
     monkeypatch.undo()

@@ -23,7 +23,7 @@ from shoal.spatial.columns import Layout
 __all__ = ["DeadWords", "DeadWordsView"]
 
 #: Words of dead rows behind the counts, above which new counts are made.
-_STRETCH = 8192
+_STRETCH = 2048
 
 _Ids = npt.NDArray[np.int32]
 

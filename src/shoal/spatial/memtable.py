@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from shoal.spatial import _kernels as layout
 from shoal.spatial import _memtable_kernels as kernels
 from shoal.spatial.columns import AttributeSpec, PlaceColumns, SearchStats
 from shoal.spatial.query import TEXT_BM25, Answers, QueryPlan
@@ -69,6 +70,25 @@ class Memtable:
         self._low = np.array([spec.low for spec in specs], dtype=np.float64)
         self._span = np.array([spec.span for spec in specs], dtype=np.float64)
         self._missing = np.array([spec.missing_code for spec in specs], dtype=np.int64)
+        self._described = self._describe()
+
+    def _describe(self) -> npt.NDArray[np.int64]:
+        """Return what kernels read positions, attributes and keys from, as of a layout."""
+        a = np.zeros(layout.LAYOUT_SIZE, dtype=np.int64)
+        a[layout.N], a[layout.D] = self.capacity, len(self._values)
+        a[layout.EXACT] = a[layout.WIDE] = 1
+        held = {
+            layout.KEYS: self._keys,
+            layout.LON64: self._lon,
+            layout.LAT64: self._lat,
+            layout.VALUES64: self._values,
+            layout.SPEC_LOW: self._low,
+            layout.SPEC_SPAN: self._span,
+            layout.SPEC_MISSING: self._missing,
+        }
+        for place, array in held.items():
+            a[place] = array.ctypes.data
+        return a
 
     @property
     def room(self) -> int:
@@ -161,13 +181,22 @@ class Memtable:
 
 @dataclass(frozen=True, slots=True)
 class MemtableView:
-    """The rows of a memtable at one moment."""
+    """The rows of a memtable at one moment.
+
+    Attributes
+    ----------
+    table : Memtable
+    rows, deaths : int
+        How many there had been.
+    counts : int32 [words]
+        Living rows with each word, by the table's ``vocabulary``.
+    """
 
     table: Memtable
     rows: int
     deaths: int
     _ids: npt.NDArray[np.int32]
-    _counts: npt.NDArray[np.int32]
+    counts: npt.NDArray[np.int32]
     _last: npt.NDArray[np.int32]
     _before: npt.NDArray[np.int32]
     _row_of: npt.NDArray[np.int32]
@@ -178,6 +207,21 @@ class MemtableView:
         if table.rows == self.rows and table.deaths == self.deaths:
             return self
         return table.view()
+
+    def record(self) -> list[int]:
+        """Return what a prepared search reads of this view; see ``_live_kernels``."""
+        table = self.table
+        arrays = (
+            table._described,
+            table._died,
+            table._ptr,
+            self._ids,
+            self.counts,
+            self._last,
+            self._before,
+            self._row_of,
+        )
+        return [self.rows, self.deaths, *(array.ctypes.data for array in arrays)]
 
     def live_rows(self) -> npt.NDArray[np.int64]:
         """Return the rows of this view, ascending."""
@@ -206,7 +250,7 @@ class MemtableView:
 
     def document_frequency(self, words: Sequence[str]) -> npt.NDArray[np.int64]:
         """Return in how many rows each word occurs."""
-        counts, known = self._counts, self.table.vocabulary
+        counts, known = self.counts, self.table.vocabulary
         numbers = [known.get(word, -1) for word in words]
         # A word that came after this view has a number that it does not count.
         return np.array([counts[i] if 0 <= i < len(counts) else 0 for i in numbers], dtype=np.int64)

@@ -15,7 +15,8 @@ from shoal.spatial.config import SpatialKeywordIndexConfig
 from shoal.spatial.explaining import explain_place
 from shoal.spatial.ids import Ids
 from shoal.spatial.labels import Labels
-from shoal.spatial.packed import PackedLayout
+from shoal.spatial.livesearch import LiveSearcher, can_follow
+from shoal.spatial.packed_searcher import PackedSearcher
 from shoal.spatial.people import People
 from shoal.spatial.query import MATCH_ALL, MATCH_ANY, Answers
 from shoal.spatial.request import Planned, Query, make_plan
@@ -300,20 +301,25 @@ class IndexReader:
             snapshot.search(plan, answers, stats)
         return answers, planned
 
-    def fast_path(self, query: Query) -> Any:
-        """Return the layout's own prepared search where it gives the same answers, or None."""
-        snapshot = self.snapshot()
+    def prepared(self, query: Query, snapshot: Snapshot) -> LiveSearcher | None:
+        """Return a search of a snapshot that waits for point and words, where there is one."""
         planned = self.plan(dataclasses.replace(query, keywords=()), snapshot)
-        single = snapshot.single()
-        weights = planned.plan.weights
-        if not isinstance(single, PackedLayout) or weights[3] > 0 or weights[4] > 0:
-            return None
         match = MATCH_ALL if query.match == "all" else MATCH_ANY
-        weights = self._searcher_weights(query)
         plan = dataclasses.replace(
-            planned.plan, match=match, weights=weights, k=min(query.k, max(1, snapshot.n_live))
+            planned.plan,
+            match=match,
+            weights=self._searcher_weights(query),
+            k=min(query.k, max(1, snapshot.n_live)),
         )
-        return single.searcher(plan)
+        visited = planned.plan.weights[3] > 0 or planned.plan.weights[4] > 0
+        if visited or not can_follow(snapshot, plan):
+            return None
+        return LiveSearcher(snapshot, plan)
+
+    def fast_path(self, query: Query) -> PackedSearcher | None:
+        """Return the layout's own prepared search where it gives the same answers, or None."""
+        found = self.prepared(query, self.snapshot())
+        return found.packed if found is not None and found.pristine else None
 
     def _searcher_weights(self, query: Query) -> npt.NDArray[np.float64]:
         # Planned without keywords, a ranked form would lose its text part.

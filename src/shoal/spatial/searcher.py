@@ -14,11 +14,14 @@ import numpy.typing as npt
 
 from shoal.core.errors import InputError
 from shoal.spatial.ingest import check_positions
+from shoal.spatial.livesearch import LiveSearcher
+from shoal.spatial.packed_searcher import PackedSearcher
 from shoal.spatial.request import Query
 from shoal.spatial.words import analyze_each, analyze_query, normalise
 
 if TYPE_CHECKING:
     from shoal.spatial.reader import IndexReader
+    from shoal.spatial.snapshot import Snapshot
 
 __all__ = ["Batch", "Hits", "Searcher"]
 
@@ -51,8 +54,8 @@ class Batch:
 class Searcher:
     """A prepared query: everything but the point and the keywords is fixed.
 
-    Made by :meth:`SpatialKeywordIndex.searcher`. It follows the index: after a
-    change it prepares itself again. Not for use by several threads at once;
+    Made by :meth:`SpatialKeywordIndex.searcher`. It follows the index: each call
+    searches it as it is at that moment. Not for use by several threads at once;
     make one for each.
     """
 
@@ -61,8 +64,10 @@ class Searcher:
         self._query = query
         self._exact = index.config.analyzer == "exact"
         self._current = index.snapshot_source()
-        self._snapshot: object | None = None
-        self._fast: Any = None
+        self._snapshot: Snapshot | None = None
+        self._live: LiveSearcher | None = None
+        # What a call goes to: the live search, or what it has for a moment of rest.
+        self._fast: LiveSearcher | PackedSearcher | None = None
         # Ids that are their own keys need no names.
         self._names = None if index.ids.kind == "int" else index.ids.names
 
@@ -75,8 +80,8 @@ class Searcher:
             The point is not finite or out of range, or a keyword is wrong.
         """
         # This is the shortest way that a query can take: every line here was timed.
-        if self._current() is not self._snapshot:
-            self._prepare()
+        if (snapshot := self._current()) is not self._snapshot:
+            self._prepare(snapshot)
         if not (-180.0 <= lon <= 180.0 and -90.0 <= lat <= 90.0):
             self._refuse(lon, lat)
         fast = self._fast
@@ -85,6 +90,9 @@ class Searcher:
         if len(keywords) != 1 or self._exact or not _is_plain(keywords[0]):
             keywords = self._words(keywords)
         count = fast(lon, lat, keywords)
+        if fast is self._live and fast.torn():
+            count = self._again(lon, lat, keywords)
+            fast = self._live
         answers = fast.answers
         keys = answers.keys[:count].copy()
         ids = keys if self._names is None else self._names(keys)
@@ -112,8 +120,8 @@ class Searcher:
         x, y = check_positions(lon, lat)
         if len(keywords) != len(x):
             raise InputError(f"{len(keywords)} entries of keywords for {len(x)} points")
-        if self._current() is not self._snapshot:
-            self._prepare()
+        if (snapshot := self._current()) is not self._snapshot:
+            self._prepare(snapshot)
         words = self._batch_words(keywords)
         workers = max(1, threads or len(os.sched_getaffinity(0)))
         # More pieces than threads, so that a thread with easy queries takes another piece.
@@ -139,15 +147,21 @@ class Searcher:
     def _piece(
         self, lon: npt.NDArray[np.float64], lat: npt.NDArray[np.float64], words: Any
     ) -> tuple[Any, Any, Any, Any]:
-        if self._fast is not None:
-            result: tuple[Any, Any, Any, Any] = self._fast.many(lon, lat, words)
-            return result
+        if isinstance(self._fast, PackedSearcher):
+            return self._fast.many(lon, lat, words)
         k = min(self._query.k, max(1, self._index.n_live))
         scores, kms = np.full((len(lon), k), np.nan), np.full((len(lon), k), np.nan)
         keys = np.zeros((len(lon), k), dtype=np.int64)
         counts = np.zeros(len(lon), dtype=np.int64)
+        live = None if self._live is None else LiveSearcher(self._live.snapshot, self._live.plan)
         for i, (x, y, entry) in enumerate(zip(lon.tolist(), lat.tolist(), words, strict=True)):
-            answers = self._index.search(self._with(x, y, entry))[0]
+            if live is None:
+                answers = self._index.search(self._with(x, y, entry))[0]
+            else:
+                live(x, y, entry)
+                if live.torn():
+                    live.mend(x, y, entry)
+                answers = live.answers
             count = len(answers)
             scores[i, :count], kms[i, :count] = answers.scores[:count], answers.kms[:count]
             keys[i, :count], counts[i] = answers.keys[:count], count
@@ -176,12 +190,15 @@ class Searcher:
         Without a fast path, or with words that vanish when normalised, as texts.
         """
         analyzer = self._index.config.analyzer
-        if self._fast is not None and not any(isinstance(entry, str) for entry in keywords):
+        fast = self._fast
+        if isinstance(fast, PackedSearcher) and not any(
+            isinstance(entry, str) for entry in keywords
+        ):
             flat = list(itertools.chain.from_iterable(keywords))
             distinct = list(dict.fromkeys(flat))
             plain = list(analyze_each(distinct, analyzer))
             if all(plain):
-                ids = self._fast.word_ids(plain)
+                ids = fast.word_ids(plain)
                 number = dict(zip(distinct, ids.tolist(), strict=True))
                 ptr = np.zeros(len(keywords) + 1, dtype=np.int64)
                 np.cumsum([len(entry) for entry in keywords], out=ptr[1:])
@@ -200,9 +217,27 @@ class Searcher:
             return analyze_query(keywords, self._index.config.analyzer)  # names the culprit
         return words if len(words) < 2 else list(dict.fromkeys(words))
 
-    def _prepare(self) -> None:
-        self._snapshot = self._current()
-        self._fast = self._index.fast_path(self._query)
+    def _prepare(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        live = self._live
+        k = min(self._query.k, max(1, snapshot.n_live))
+        if live is None or live.answers.k != k or not live.follow(snapshot):
+            live = self._live = self._index.prepared(self._query, snapshot)
+        self._fast = live.packed if live is not None and live.pristine else live
+
+    def _again(self, lon: float, lat: float, words: Sequence[str]) -> int:
+        """Repeat a call in the midst of which the index changed; return the number of answers."""
+        assert self._live is not None
+        if (snapshot := self._current()) is not self._snapshot:
+            live = self._live
+            self._prepare(snapshot)
+            # Without a fast path from here on, what was there before still answers.
+            self._live = self._live or live
+            if self._live is not live or live.snapshot is snapshot:
+                count = self._live(lon, lat, words)
+                if not self._live.torn():
+                    return count
+        return self._live.mend(lon, lat, words)
 
     def _slow(self, lon: float, lat: float, keywords: Sequence[str]) -> Hits:
         answers, _ = self._index.search(self._with(lon, lat, keywords))

@@ -234,7 +234,7 @@ class SegmentView:
         else:
             visits.search(segment.layout, plan, answers, mask, stats)
         if mask is not None and mask is segment.live and segment.deaths > self.deaths:
-            self._revive(plan, answers, visits)
+            self.revive(plan, answers, visits)
 
     def _own_mask(self) -> npt.NDArray[np.uint8]:
         assert self.segment.live is not None
@@ -242,7 +242,9 @@ class SegmentView:
         mask[self.segment.log(self.deaths)] = 1  # after the copy: it has every death in it
         return mask
 
-    def _revive(self, plan: QueryPlan, answers: Answers, visits: VisitParts | None) -> None:
+    def revive(
+        self, plan: QueryPlan, answers: Answers, visits: VisitParts | None = None
+    ) -> None:
         """Offer the rows that died after this view was taken, and may have been missed."""
         rows = self.segment.log(self.deaths).astype(np.int64)
         keys = self.segment.keys[rows]
