@@ -25,6 +25,7 @@ from shoal.spatial._kernels import (
     BLOCK_BOXES,
     BLOCK_HIGH,
     BLOCK_LOW,
+    COLUMNS,
     COS_LAT,
     EXACT,
     FLIP,
@@ -52,7 +53,6 @@ from shoal.spatial._kernels import (
     WEIGHTS,
     WIDE,
     WORDS,
-    D,
     N,
     X,
     Y,
@@ -180,7 +180,7 @@ def block_bound(a, qi, qf, node, text):
     attributes = 0.0
     if load_f8(qf, W_ATTRIBUTES) > 0.0:
         total = 0.0
-        first = node * load_i8(a, D)
+        first = node * load_i8(a, COLUMNS)
         for j in range(load_i8(qi, N_PREFER)):
             c = first + load_i8(qi, load_i8(qi, PREFER) + j)
             if load_i8(qi, load_i8(qi, FLIP) + j) != 0:

@@ -56,10 +56,14 @@ from numba import njit
 
 from shoal.spatial._block_kernels import ROOM, search_plain
 from shoal.spatial._build_kernels import (
+    _EMPTY,
+    _hash,
+    _slot,
     find_word,
     load_f8,
     load_i8,
     load_u4,
+    prefetch,
     store_f8,
     store_i8,
     view_f8,
@@ -77,12 +81,16 @@ from shoal.spatial._kernels import (
     LON,
     MATCH,
     MAX_WORDS,
+    N_PREFER,
     N_WITHOUT,
     N_WORDS,
     OFFSETS,
+    POST,
     PTR,
     SLOTS,
     TABLE,
+    TREE_BITS,
+    TREE_RANK,
     W_TEXT,
     WEIGHTS,
     WITHOUT,
@@ -102,6 +110,7 @@ from shoal.spatial._nearest_kernels import (
     is_nearest,
     search_nearest,
 )
+from shoal.spatial._preference_kernels import search_preferred
 
 __all__ = ["SEGMENT_SIZE", "STATE_SIZE", "WORK_SIZE", "answer"]
 
@@ -153,16 +162,51 @@ def _near_at(at):
 
 
 @njit(error_model="numpy")
-def _look_up(state, given, text):
-    """Set the segments' ids of the ``given`` words in ``text``."""
-    first = 0
+def _ask_for_words(a, text, codes, given):
+    """Ask for the memory that the words' look-up and search will need first.
+
+    One word's look-up is a chain of cache misses, each of which waits for the one
+    before; here each step is taken for all words at a time. Mistakes only cost time.
+    """
+    slots, table = load_i8(a, SLOTS), load_i8(a, TABLE)
+    mask = (np.int64(1) << load_i8(a, BITS)) - 1
+    first = np.int64(0)
     for g in range(given):
         stop = first
         while stop < len(text) and text[stop] != _SEPARATOR:
             stop += 1
-        for s in range(state[SEGMENTS]):
-            record = state[SEGMENTS_AT] + 8 * SEGMENT_SIZE * s
-            a = load_i8(record, SEGMENT_LAYOUT)
+        codes[g] = _slot(_hash(text, first, stop), slots)
+        prefetch(table + 4 * codes[g])
+        first = stop + 1
+    for g in range(given):
+        word = load_u4(table, codes[g])
+        codes[g] = np.int64(-1)
+        if word != _EMPTY:
+            word &= mask
+            codes[g] = word
+            prefetch(load_i8(a, OFFSETS) + 4 * word)
+            prefetch(load_i8(a, PTR) + 4 * word)
+            prefetch(load_i8(a, TREE_BITS) + 8 * (word >> 6))
+            prefetch(load_i8(a, TREE_RANK) + 4 * (word >> 6))
+    for g in range(given):
+        word = codes[g]
+        if word >= 0:
+            prefetch(load_i8(a, BLOB) + load_u4(load_i8(a, OFFSETS), word))
+            prefetch(load_i8(a, POST) + 4 * load_u4(load_i8(a, PTR), word))
+
+
+@njit(error_model="numpy")
+def _look_up(state, given, text, codes):
+    """Set the segments' ids of the ``given`` words in ``text``."""
+    for s in range(state[SEGMENTS]):
+        record = state[SEGMENTS_AT] + 8 * SEGMENT_SIZE * s
+        a = load_i8(record, SEGMENT_LAYOUT)
+        _ask_for_words(a, text, codes, given)
+        first = np.int64(0)
+        for g in range(given):
+            stop = first
+            while stop < len(text) and text[stop] != _SEPARATOR:
+                stop += 1
             word = find_word(
                 text,
                 first,
@@ -174,7 +218,7 @@ def _look_up(state, given, text):
                 load_i8(a, BITS),
             )
             store_i8(record, SEGMENT_WORDS + g, word)
-        first = stop + 1
+            first = stop + 1
 
 
 @njit(error_model="numpy")
@@ -255,6 +299,8 @@ def _search_segments(state, qi, qf, best, count, work, stats):
         store_i8(qi, LIVE, load_i8(record, SEGMENT_LIVE))
         if nearest:
             count = search_nearest(a, qi, qf, best, count, work, near, stats)
+        elif plain and every and load_i8(qi, N_PREFER) > 0:
+            count = search_preferred(a, qi, qf, best, count, work, stats)
         elif plain:
             count = search_plain(a, qi, qf, best, count, work, stats)
         else:
@@ -294,7 +340,7 @@ def answer(state, lon, lat, given, text):
             if mode == PREPARED:
                 store_f8(qf, LON, lon)
                 store_f8(qf, LAT, lat)
-                _look_up(state, words, text)
+                _look_up(state, words, text, work[7])
             else:
                 store_f8(qf, LON, load_f8(state[LON_AT], i))
                 store_f8(qf, LAT, load_f8(state[LAT_AT], i))

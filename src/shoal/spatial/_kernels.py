@@ -29,6 +29,7 @@ from shoal.spatial._build_kernels import (
     load_u4,
     load_u8,
     store_f8,
+    store_i8,
     view_f4x2,
     view_f8,
     view_f8x2,
@@ -53,6 +54,8 @@ __all__ = ["MAX_WORDS", "bounds_of_nodes", "parts", "search_any_tree"]
 
 #: Most words of a query, and most words it excludes.
 MAX_WORDS = 64
+#: Most columns that bound the preferences of a query together.
+MAX_TERMS = 24
 #: Postings of the rarest word in a node from which on the search goes deeper.
 SWITCH = 64
 #: Answers from which on the best are kept in a heap.
@@ -65,7 +68,9 @@ _STEPS = 4294967295.0
 _LEVELS = 10
 
 # Places in the array ``a`` that describes a layout: numbers, then addresses of arrays.
-(N, NNZ, V, D, EXACT, WIDE, NODES, LEVELS, BLOCKS, TREES, BITS, LONG, SLOTS, BYTES) = range(14)
+(
+    N, NNZ, V, D, EXACT, WIDE, NODES, LEVELS, BLOCKS, TREES, BITS, LONG, SLOTS, BYTES, COLUMNS,
+) = range(15)  # fmt: skip
 (
     KEYS, LON32, LAT32, LON64, LAT64, VALUES32, VALUES64, LENGTHS, POST, PTR, BOXES, LEVEL_START,
     NODE_LOW, NODE_HIGH, BLOCK_BOXES, BLOCK_LOW, BLOCK_HIGH, TREE_BITS, TREE_RANK, TREE_START,
@@ -83,14 +88,18 @@ LAYOUT_SIZE = 42
 ) = range(11, 24)  # fmt: skip
 WORDS = 24
 WITHOUT = WORDS + MAX_WORDS
-INTEGERS = WITHOUT + MAX_WORDS
+# The columns that bound its preferences together: their number, then column * 2 + flip.
+N_TERMS = WITHOUT + MAX_WORDS
+TERMS = N_TERMS + 1
+INTEGERS = TERMS + MAX_TERMS
 # Places in its reals ``qf``: numbers, then the words' weights.
 (
     LON, LAT, SCALE, MAX_KM, K1, B, MEAN_WORDS, W_SPACE, W_TEXT, W_ATTRIBUTES, CAP_X, CAP_Y, CAP_Z,
     CAP_CHORD2, COS_LAT, X, Y, Z,
 ) = range(18)  # fmt: skip
 WEIGHTS = 18
-REALS = WEIGHTS + MAX_WORDS
+FACTORS = WEIGHTS + MAX_WORDS
+REALS = FACTORS + MAX_TERMS
 
 
 @njit(error_model="numpy")
@@ -286,14 +295,96 @@ def space_bound(qi, qf, km):
 
 
 @njit(error_model="numpy")
-def attribute_bound(a, qi, qf, low, high, node):
-    """Return the largest attribute part of a node's rows."""
+def _flipped(qi, j):
+    return load_i8(qi, load_i8(qi, FLIP) + j) != 0
+
+
+@njit(error_model="numpy")
+def _add_term(qi, qf, column, flip, factor):
+    terms = load_i8(qi, N_TERMS)
+    if terms < MAX_TERMS:  # a term less is a bound that is less tight
+        store_i8(qi, TERMS + terms, 2 * column + (1 if flip else 0))
+        store_f8(qf, FACTORS + terms, factor)
+        store_i8(qi, N_TERMS, terms + 1)
+
+
+@njit(error_model="numpy")
+def combine(a, qi, qf):
+    """Fill in the columns, and their factors, whose sum bounds the query's preferences.
+
+    The weights of a group of attributes (``combinations``) are taken apart from the
+    smallest up: as much of it as all have goes to the column of all, what is then left
+    of the others to the column of two, and the rest to the attribute's own.
+    """
+    store_i8(qi, N_TERMS, 0)
+    d = load_i8(a, D)
+    if load_i8(a, COLUMNS) == d:
+        return
+    for first in range(0, d, 3):
+        members = min(np.int64(3), d - first)
+        # Weight and orientation of each member; a repeated preference is left out.
+        w0 = w1 = w2 = 0.0
+        f0 = f1 = f2 = False
+        for j in range(load_i8(qi, N_PREFER)):
+            c = load_i8(qi, load_i8(qi, PREFER) + j) - first
+            weight = load_f8(qf, load_i8(qi, PREFER_WEIGHT) + j)
+            if c == 0 and w0 == 0.0:
+                w0, f0 = weight, _flipped(qi, j)
+            elif c == 1 and w1 == 0.0:
+                w1, f1 = weight, _flipped(qi, j)
+            elif c == 2 and w2 == 0.0:
+                w2, f2 = weight, _flipped(qi, j)
+        base = d + 10 * (first // 3)
+        all3 = min(w0, w1, w2)
+        if members == 3 and all3 > 0.0:
+            column = base + 6 + (2 if f1 != f0 else 0) + (1 if f2 != f0 else 0)
+            _add_term(qi, qf, column, f0, all3 * (3.0 / 255.0))
+            w0, w1, w2 = w0 - all3, w1 - all3, w2 - all3
+        pair = min(w0, w1)
+        if pair > 0.0:
+            _add_term(qi, qf, base + (1 if f1 != f0 else 0), f0, pair * (2.0 / 255.0))
+            w0, w1 = w0 - pair, w1 - pair
+        pair = min(w0, w2)
+        if pair > 0.0:
+            _add_term(qi, qf, base + 2 + (1 if f2 != f0 else 0), f0, pair * (2.0 / 255.0))
+            w0, w2 = w0 - pair, w2 - pair
+        pair = min(w1, w2)
+        if pair > 0.0:
+            _add_term(qi, qf, base + 4 + (1 if f2 != f1 else 0), f1, pair * (2.0 / 255.0))
+            w1, w2 = w1 - pair, w2 - pair
+        if w0 > 0.0:
+            _add_term(qi, qf, first, f0, w0 / 255.0)
+        if w1 > 0.0:
+            _add_term(qi, qf, first + 1, f1, w1 / 255.0)
+        if w2 > 0.0:
+            _add_term(qi, qf, first + 2, f2, w2 / 255.0)
+
+
+@njit(error_model="numpy")
+def combined_bound(a, qi, qf, low, high, node):
+    """Return the largest attribute part of a node's rows, by the columns of ``combine``."""
     total = 0.0
-    first = node * load_i8(a, D)
+    first = node * load_i8(a, COLUMNS)
+    for i in range(load_i8(qi, N_TERMS)):
+        term = load_i8(qi, TERMS + i)
+        c = first + (term >> 1)
+        byte = 255 - load_u1(high, c) if term & 1 else load_u1(low, c)
+        total += load_f8(qf, FACTORS + i) * byte
+    # Other operations than a score's, so their rounding is allowed for.
+    return 1.0 - total * (1.0 - 1e-12) + 1e-12
+
+
+@njit(error_model="numpy")
+def attribute_bound(a, qi, qf, low, high, node):
+    """Return the largest attribute part of a node's rows, each attribute bounded apart.
+
+    Not as tight as ``combined_bound``, but exact where all rows cost the same.
+    """
+    total = 0.0
+    first = node * load_i8(a, COLUMNS)
     for j in range(load_i8(qi, N_PREFER)):
         c = first + load_i8(qi, load_i8(qi, PREFER) + j)
-        flip = load_i8(qi, load_i8(qi, FLIP) + j) != 0
-        cost = 1.0 - load_u1(high, c) / 255.0 if flip else load_u1(low, c) / 255.0
+        cost = 1.0 - load_u1(high, c) / 255.0 if _flipped(qi, j) else load_u1(low, c) / 255.0
         total += load_f8(qf, load_i8(qi, PREFER_WEIGHT) + j) * cost
     return 1.0 - total
 
@@ -326,7 +417,7 @@ def node_bound(a, qi, qf, blocks, node, text):
     ):
         return -1.0, km
     for g in range(load_i8(qi, N_GROUPS)):
-        c = node * load_i8(a, D) + load_i8(qi, load_i8(qi, GROUP) + g)
+        c = node * load_i8(a, COLUMNS) + load_i8(qi, load_i8(qi, GROUP) + g)
         least, most = load_u1(low, c), load_u1(high, c)
         if (
             least > most
@@ -336,7 +427,10 @@ def node_bound(a, qi, qf, blocks, node, text):
             return -1.0, km
     attributes = 0.0
     if load_f8(qf, W_ATTRIBUTES) > 0.0:
-        attributes = attribute_bound(a, qi, qf, low, high, node)
+        attributes = min(
+            combined_bound(a, qi, qf, low, high, node),
+            attribute_bound(a, qi, qf, low, high, node),
+        )
     return blend(qf, space, text, attributes), km
 
 
@@ -640,6 +734,7 @@ def search_any_tree(a, qi, qf, best, count, stats):
     ``best`` are the answers' arrays of k places, sorted or a heap (``put``); ``stats``
     int64 are added to: nodes, scored, looked at.
     """
+    combine(a, qi, qf)
     k = len(best[0])
     worst = np.int64(0) if k > HEAPED else np.int64(k - 1)
     # Numbers written out would be types of their own, and each combination a compilation.
@@ -883,5 +978,6 @@ def bounds_of_nodes(layout, integers, reals, blocks, text, out, km_out):
     """Set the bound and the distance of every node of the tree over rows, or of all blocks."""
     a, qi, qf = layout.ctypes.data, integers.ctypes.data, reals.ctypes.data
     locate(qf)
+    combine(a, qi, qf)
     for node in range(len(out)):
         out[node], km_out[node] = node_bound(a, qi, qf, blocks, node, text)

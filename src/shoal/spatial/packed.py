@@ -20,6 +20,7 @@ from shoal.spatial import _build_kernels as building
 from shoal.spatial import _call_kernels as calling
 from shoal.spatial import _kernels as kernels
 from shoal.spatial.columns import AttributeSpec, PlaceColumns, SearchStats
+from shoal.spatial.combinations import column_count, fill_combinations
 from shoal.spatial.curve import hilbert_order
 from shoal.spatial.packed_query import encode_query
 from shoal.spatial.packed_searcher import PackedSearcher, is_plain, make_state
@@ -85,8 +86,9 @@ class PackedLayout:
         Minima and maxima of x, y, z on the unit sphere, widened outward. Node i
         of level l is ``boxes[level_start[l] + i]`` and covers the rows
         ``i * 16^(l+1)`` to before ``(i + 1) * 16^(l+1)``; the last level is the root.
-    node_low, node_high : uint8 [nodes, d]
-        Bounds of the attributes' costs (less is better) in 255ths.
+    node_low, node_high : uint8 [nodes, d + column_count(d)]
+        Bounds of the attributes' costs (less is better) in 255ths, and of attributes
+        taken together (``combinations``); only [nodes, d] in files of earlier versions.
     block_boxes, block_low, block_high
         The same of the words' own trees, one tree after the other, each level
         by level from the blocks of 16 postings up to at most 16 nodes.
@@ -378,6 +380,7 @@ class PackedLayout:
             k.NNZ: len(self.post),
             k.V: len(terms),
             k.D: len(self.specs),
+            k.COLUMNS: self.node_low.shape[1],
             k.EXACT: self.exact,
             k.WIDE: self.wide,
             k.NODES: len(self.boxes),
@@ -462,7 +465,9 @@ def _add_trees(
     n, d = len(columns), len(specs)
     xyz = np.empty((n, 3))
     building.unit_vectors(columns.lon[order], columns.lat[order], xyz)
-    low, high = np.empty((n, d), dtype=np.uint8), np.empty((n, d), dtype=np.uint8)
+    width = d + column_count(d)
+    low, high = np.empty((n, width), dtype=np.uint8), np.empty((n, width), dtype=np.uint8)
+    fill_combinations(columns.values[:, order], specs, low, high)
     for j, spec in enumerate(specs):
         bounds = np.empty((2, n), dtype=np.uint8)
         values = columns.values[j][order]
@@ -475,7 +480,7 @@ def _add_trees(
         nodes = -(-nodes // _FAN_OUT)
         counts.append(nodes)
     arrays["level_start"] = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    boxes, arrays["node_low"], arrays["node_high"] = _empty_nodes(int(sum(counts)), d)
+    boxes, arrays["node_low"], arrays["node_high"] = _empty_nodes(int(sum(counts)), width)
     rows = np.empty(0, dtype=np.uint32)
     building.node_bounds(
         arrays["level_start"], rows, xyz, low, high, boxes, arrays["node_low"], arrays["node_high"]
@@ -488,7 +493,7 @@ def _add_trees(
     starts = _tree_starts(df[words])
     arrays["tree_start"] = starts
     arrays["tree_bits"], arrays["tree_rank"] = _ranked_bits(has_tree)
-    boxes, arrays["block_low"], arrays["block_high"] = _empty_nodes(int(starts[-1]), d)
+    boxes, arrays["block_low"], arrays["block_high"] = _empty_nodes(int(starts[-1]), width)
     building.block_bounds(
         words,
         starts,
@@ -555,6 +560,9 @@ def _check_shapes(
     """Refuse arrays that kernels would read beyond their end."""
     nodes, blocks = len(arrays["boxes"]), len(arrays["block_boxes"])
     starts, levels = arrays["tree_start"], arrays["level_start"]
+    # Files of earlier versions have no columns for attributes taken together.
+    plain = arrays["node_low"].shape[1:] == (d,)
+    width = d if plain else d + column_count(d)
     wanted = {
         "keys": (n,),
         "lon32": (0 if exact else n,),
@@ -566,11 +574,11 @@ def _check_shapes(
         "lengths": (n,),
         "ptr": (words + 1,),
         "boxes": (nodes, 6),
-        "node_low": (nodes, d),
-        "node_high": (nodes, d),
+        "node_low": (nodes, width),
+        "node_high": (nodes, width),
         "block_boxes": (blocks, 6),
-        "block_low": (blocks, d),
-        "block_high": (blocks, d),
+        "block_low": (blocks, width),
+        "block_high": (blocks, width),
         "tree_bits": (words // 64 + 1,),
         "tree_rank": (words // 64 + 1,),
     }
