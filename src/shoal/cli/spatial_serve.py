@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from shoal.cli.compiling import compiling_shown
 from shoal.cli.output import Output, json_option
 from shoal.core.errors import UnavailableError
 
@@ -24,7 +25,8 @@ def serve(out: Output, /, folder: Path, *, host: str, port: int, title: str) -> 
 
     It is opened for reading, so another process may go on writing to it; what
     that one has written is seen after at most two seconds. Whoever reaches the
-    address may search. Ctrl-C ends it.
+    address may search. Ctrl-C ends it. It says that it is ready once a query of
+    each kind has been asked: the first ever on a machine is compiled first.
     """
     import asyncio
 
@@ -32,10 +34,13 @@ def serve(out: Output, /, folder: Path, *, host: str, port: int, title: str) -> 
 
     from shoal.console import create_place_console
     from shoal.spatial import SpatialKeywordIndex
+    from shoal.spatial.warmup import warm_up
     from shoal.tasks.place_search import PlaceSearch, follow
 
     with SpatialKeywordIndex.open(folder, read_only=True) as index:
         listener = _listen(host, port)
+        with compiling_shown():
+            warm_up(index)
         address = f"http://{_written(host)}:{listener.getsockname()[1]}/places"
         app = create_place_console(PlaceSearch(index, title))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from shoal.cli.compiling import compiling_shown
 from shoal.cli.output import Output, json_option
 from shoal.core.errors import ShoalError
 
@@ -115,11 +116,18 @@ def up(
 
 
 def _open_places(folder: Path, stop: threading.Event) -> PlaceSearch:
-    """Open an index beside its writer, and follow the writer until ``stop``."""
+    """Open an index beside its writer, warm, and follow the writer until ``stop``."""
     from shoal.spatial import SpatialKeywordIndex
+    from shoal.spatial.warmup import warm_up
     from shoal.tasks.place_search import PlaceSearch
 
     index = SpatialKeywordIndex.open(folder, read_only=True)
+    try:
+        with compiling_shown():
+            warm_up(index)
+    except BaseException:  # also Ctrl-C during the half minute
+        index.close()
+        raise
 
     def follow() -> None:
         while not stop.wait(_REFRESH_S):

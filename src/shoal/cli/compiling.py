@@ -1,0 +1,38 @@
+"""A line for whoever waits while the search is being compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from shoal.core.progress import progress
+
+__all__ = ["COMPILING", "compiling_shown"]
+
+#: What is said.
+COMPILING = "compiling the search for this machine, once: about half a minute"
+
+
+@contextmanager
+def compiling_shown(say: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Say it when something within has to be compiled; silent if all is on disk.
+
+    Parameters
+    ----------
+    say : callable, optional
+        Shows the line, where a bar is on the terminal already; without it a
+        spinner appears on standard error, if that is a terminal, until the end
+        of the block.
+    """
+    from shoal.spatial.warmup import compiling
+
+    with ExitStack() as shown:
+
+        def begun() -> None:
+            if say is not None:
+                say(COMPILING)
+            else:
+                shown.enter_context(progress(COMPILING))
+
+        with compiling(begun):
+            yield

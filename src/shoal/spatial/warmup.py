@@ -1,0 +1,115 @@
+"""The first query of an installation: when kernels are being compiled, and how to have it over.
+
+A kernel is compiled when it is first called and kept on disk. Nobody can tell
+beforehand whether it will be found there (the cache may be of another version
+of the package or another processor), but numba announces every real compilation
+when it begins: :func:`compiling` passes the first one on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numba.core.event import Listener, install_listener
+
+from shoal.spatial.request import Query
+
+if TYPE_CHECKING:
+    from shoal.spatial.reader import IndexReader
+    from shoal.spatial.snapshot import Snapshot
+
+__all__ = ["compiling", "warm_up"]
+
+#: numba's name of the event; a kernel that is read from disk causes none.
+_COMPILE = "numba:compile"
+_EVERYWHERE = (-180.0, -90.0, 180.0, 90.0)
+
+
+@contextmanager
+def compiling(begun: Callable[[], None]) -> Iterator[None]:
+    """Call ``begun()`` once, as soon as something within has to be compiled, in any thread.
+
+    Parameters
+    ----------
+    begun : callable
+        Called without arguments by the thread that compiles, before it does;
+        never, if every kernel is found on disk.
+    """
+    with install_listener(_COMPILE, _First(begun)):
+        yield
+
+
+class _First(Listener):  # type: ignore[misc]  # numba has no types
+    """Hands the first beginning on."""
+
+    def __init__(self, begun: Callable[[], None]) -> None:
+        self._begun: Callable[[], None] | None = begun
+
+    def on_start(self, event: Any) -> None:
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            begun()
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+def warm_up(index: IndexReader) -> int:
+    """Ask an index one query of each kind that it can answer; return how many.
+
+    Afterwards no query waits for a compiler, nor for numba to load itself. The
+    index is not changed, and the answers are thrown away.
+    """
+    if not index.n_live:
+        return 0
+    asked = 0
+    first = None
+    for query in _kinds(index):
+        found = index.ask(query)
+        asked += 1
+        if first is None and len(found):
+            first = found[0].id
+            index.explain(query, first)
+            index.positions([first])
+    words = _some_words(index.snapshot())
+    index.searcher(k=1)(0.0, 0.0, words[:1])
+    return asked
+
+
+def _kinds(index: IndexReader) -> Iterator[Query]:
+    """Yield queries that together reach every kernel of a search."""
+    here, words = (0.0, 0.0), _some_words(index.snapshot())
+    yield Query(point=here)
+    yield Query(point=here, keywords=words[:1])
+    yield Query(point=here, keywords=words, match="any", explain=True)
+    yield Query(point=here, keywords=words, match="ranked")
+    yield Query(point=here, keywords=words, match="ranked", text="bm25")
+    yield Query(keywords=words[:1], without=words[1:])
+    yield Query(point=here, max_km=100.0, within=_EVERYWHERE)
+    for spec in index.attribute_specs[:1]:
+        half = (spec.low + spec.high) / 2
+        yield Query(point=here, prefer={spec.name: "min"}, where={spec.name: ("<=", half)})
+        yield Query(point=here, keywords=words[:1], prefer={spec.name: "max"})
+    people = index.people
+    if people is not None:
+        yield Query(point=here, at=0)
+        if len(people.users):
+            user = people.users.names(np.zeros(1, dtype=np.int64))[0]
+            yield Query(point=here, user=user)
+            yield Query(point=here, keywords=words[:1], user=user, at=0)
+
+
+def _some_words(snapshot: Snapshot) -> tuple[str, ...]:
+    """Return two words of the index, or as many as there are."""
+    for view in snapshot.segments:
+        terms = getattr(view.segment.layout, "terms", None)
+        if terms is not None and len(terms):
+            return tuple(dict.fromkeys((terms.word(0), terms.word(len(terms) - 1))))
+    for memory in snapshot.memory:
+        words = memory.columns().words
+        if len(words):
+            return tuple(words[:2])
+    return ()
