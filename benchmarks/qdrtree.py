@@ -11,8 +11,8 @@ told in ``_qdrtree/data.py``; what a folder lacks is generated, and said.
 Figures are CPU time of single public Python calls, one shuffled pass with the
 caches flushed between engines, a server's own process where there is one. The
 last line of standard output is one JSON object; the full run also writes
-``evidence/qdrtree.json``. ``--huge`` adds ten million places (some minutes, and
-about ten GiB of memory).
+``evidence/qdrtree.json``. ``--huge`` runs another part alone: ten million places
+(some minutes, and five GiB of memory), whose figures it adds to that file.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ BARS = {
 }
 
 
-def measure(quick: bool, seed: int, data: Path, huge: bool) -> dict[str, Any]:
+def measure(quick: bool, seed: int, data: Path) -> dict[str, Any]:
     """Run every part and return everything it found."""
     from _qdrtree import warm
 
@@ -68,8 +68,6 @@ def measure(quick: bool, seed: int, data: Path, huge: bool) -> dict[str, Any]:
     }
     if not quick:
         parts["updates"] = lambda: upkeep.run_updates(seed, data)
-    if huge:
-        parts["huge"] = lambda: upkeep.run_huge(seed)
     found: dict[str, Any] = {}
     for name, part in parts.items():
         start = time.perf_counter()
@@ -77,6 +75,16 @@ def measure(quick: bool, seed: int, data: Path, huge: bool) -> dict[str, Any]:
         found[name]["seconds"] = round(time.perf_counter() - start, 1)
         print(f"{name}: {found[name]['seconds']} s", flush=True)
     return found
+
+
+def measure_huge(seed: int, load: float, evidence: Path) -> None:
+    """Run the part of ten million places, add it to the evidence, and print it."""
+    from _qdrtree import huge
+    from _qdrtree.record import add_huge
+
+    found = huge.run(seed)
+    add_huge(found, seed, load, evidence)
+    print(json.dumps({**found, "load": round(load, 2)}))
 
 
 def collect(found: dict[str, Any]) -> dict[str, Any]:
@@ -108,17 +116,23 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="within a minute: fewer places")
     parser.add_argument("--data", type=Path, help="folder of the data sets")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--huge", action="store_true", help="also build ten million places")
+    parser.add_argument("--huge", action="store_true", help="ten million places, alone")
     options = parser.parse_args()
+    if options.huge and options.quick:
+        parser.error("--huge is no quick run")
     load = os.getloadavg()[0]
+    evidence = HERE.parent / "evidence" / "qdrtree.json"
+    if options.huge:
+        measure_huge(options.seed, load, evidence)
+        return
     from _qdrtree.data import data_folder
 
-    found = measure(options.quick, options.seed, data_folder(options.data), options.huge)
+    found = measure(options.quick, options.seed, data_folder(options.data))
     figures = collect(found)
     if not options.quick:
         from _qdrtree.record import write
 
-        write(found, figures, options.seed, load, HERE.parent / "evidence" / "qdrtree.json")
+        write(found, figures, options.seed, load, evidence)
     print_table(figures)
     line = {
         key: round(figures[key], 3) if isinstance(figures[key], float) else figures[key]

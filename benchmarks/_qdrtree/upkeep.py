@@ -1,9 +1,7 @@
-"""Updates while queries run, and the ten-million build (both for the full run alone)."""
+"""Updates while queries run (for the full run alone)."""
 
 from __future__ import annotations
 
-import resource
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -12,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from _qdrtree import ours
-from _qdrtree.data import generated, geonames, word_lists
+from _qdrtree.data import geonames, word_lists
 from _qdrtree.queries import make_asks
 from shoal.core.seeds import philox
-from shoal.spatial.index import SpatialKeywordIndex
 
 RATE, BATCH = 10_000, 100
 
@@ -94,38 +91,3 @@ def run_updates(seed: int, data: Path, seconds: float = 10.0) -> dict[str, Any]:
             found[f"{name}_p{share}_ratio"] = round(under / calm, 2)
     found["p99_ratio"] = found["wall_p99_ratio"]
     return found
-
-
-def run_huge(seed: int, places: int = 10_000_000) -> dict[str, Any]:
-    """Build, save and open ten million places; seconds, and the peak of memory."""
-    made = generated(places, seed)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    start, wall = time.process_time(), time.perf_counter()
-    index = ours.build(made)
-    built_cpu, built = time.process_time() - start, time.perf_counter() - wall
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "index"
-        wall = time.perf_counter()
-        index.save(path)
-        saved = time.perf_counter() - wall
-        index.close()
-        wall = time.perf_counter()
-        opened = SpatialKeywordIndex.load(path, mmap=True)
-        took = time.perf_counter() - wall
-        ask = make_asks(made.columns, 1, seed)[0]
-        wall = time.perf_counter()
-        found = ours.asker(opened, ours.AND)(ask)
-        first = time.perf_counter() - wall
-        opened.close()
-    return {
-        "places": len(made),
-        "build_cpu_s": round(built_cpu, 1),
-        "build_wall_s": round(built, 1),
-        "peak_gib": round(peak, 2),
-        "peak_gib_of_generating": round(before, 2),
-        "save_s": round(saved, 2),
-        "open_s": round(took, 3),
-        "first_query_s": round(first, 4),
-        "first_answers": len(found.ids),
-    }
