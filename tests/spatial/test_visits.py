@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.core.errors import InputError, IntegrityError, NotFoundError
-from shoal.spatial import _visit_kernels as kernels
+from shoal.spatial import _visit_rows as kernels
 from shoal.spatial import reference
 from shoal.spatial.columns import AttributeSpec, PlaceColumns, SearchStats
 from shoal.spatial.netrtree import NetrLayout, NetrVisits

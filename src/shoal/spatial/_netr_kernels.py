@@ -9,7 +9,8 @@ import numpy as np
 from numba import njit
 
 from shoal.spatial._score import decay_of, distance_km, position
-from shoal.spatial._visit_kernels import (
+from shoal.spatial._visit_kernels import heap_pop, heap_push
+from shoal.spatial._visit_rows import (
     LEAVES,
     LOOKED_AT,
     NODES,
@@ -18,16 +19,14 @@ from shoal.spatial._visit_kernels import (
     damped,
     finish,
     has_word,
-    heap_pop,
-    heap_push,
     lower_bound,
     near,
     passes,
     related_at,
     row_attributes,
     row_dot,
-    social_of,
 )
+from shoal.spatial._visit_values import social_of
 
 __all__ = ["FAN_OUT", "Crowd", "TimeTree"]
 

@@ -26,7 +26,8 @@ import numpy.typing as npt
 from shoal.core.errors import InputError, IntegrityError
 from shoal.spatial import _build_kernels as building
 from shoal.spatial import _netr_kernels as kernels
-from shoal.spatial import _visit_kernels as visiting
+from shoal.spatial._visit_rows import COUNTS
+from shoal.spatial._visit_values import Places
 from shoal.spatial.columns import AttributeSpec, PlaceColumns, SearchStats
 from shoal.spatial.qdr_arrays import in_order, place_arrays, widened
 from shoal.spatial.query import Answers, QueryPlan
@@ -67,7 +68,7 @@ class NetrLayout:
                 if name.startswith(_TERMS)
             }
         )
-        self._places = visiting.Places(
+        self._places = Places(
             **{
                 name: held[name]
                 for name in ("keys", "lon32", "lat32", "lon64", "lat64", "values32", "values64")
@@ -249,7 +250,7 @@ class NetrLayout:
             return
         query = kernel_query(store, visits, plan, live, self._ids(plan))
         social = plan.social if plan.weights[4] > 0 else None
-        counts = np.zeros(visiting.COUNTS, dtype=np.int64)
+        counts = np.zeros(COUNTS, dtype=np.int64)
         answers.count = kernels.search(
             self._places,
             self.tree,

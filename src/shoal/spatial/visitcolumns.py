@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shoal.spatial import _visit_kernels as kernels
+from shoal.spatial import _visit_values as kernels
 
 __all__ = ["VisitColumns", "tree_levels"]
 

@@ -27,7 +27,7 @@ from pydantic import Field
 
 from shoal.core.errors import InputError, IntegrityError, NotFoundError
 from shoal.core.settings import Settings
-from shoal.spatial import _visit_kernels as kernels
+from shoal.spatial import _visit_values as kernels
 from shoal.spatial.columns import Layout, SearchStats
 from shoal.spatial.planner import Planner
 from shoal.spatial.query import Answers, QueryPlan, SocialPlan

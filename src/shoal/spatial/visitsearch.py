@@ -13,6 +13,8 @@ from shoal.core.errors import InputError
 from shoal.spatial import _memtable_kernels as offering
 from shoal.spatial import _score
 from shoal.spatial import _visit_kernels as kernels
+from shoal.spatial import _visit_rows as counted
+from shoal.spatial import _visit_values as given
 from shoal.spatial.columns import Layout, SearchStats
 from shoal.spatial.planner import Planner
 from shoal.spatial.query import TEXT_BM25, Answers, QueryPlan
@@ -74,7 +76,7 @@ def search(
     without = layout.terms.ids(plan.without) if plan.without else np.empty(0, dtype=np.int64)
     query = kernel_query(store, columns, plan, live, (ids, without[without >= 0]))
     places, tree = _layout_arrays(layout)
-    counts = np.zeros(kernels.COUNTS, dtype=np.int64)
+    counts = np.zeros(counted.COUNTS, dtype=np.int64)
     answers.count = kernels.search(
         places,
         tree,
@@ -137,13 +139,13 @@ def add_counts(stats: SearchStats | None, counts: npt.NDArray[np.int64]) -> None
     """Add a kernel's counts to ``stats``."""
     if stats is None:
         return
-    stats.nodes += int(counts[kernels.NODES])
-    stats.scored += int(counts[kernels.SCORED])
-    stats.looked_at += int(counts[kernels.LOOKED_AT])
+    stats.nodes += int(counts[counted.NODES])
+    stats.scored += int(counts[counted.SCORED])
+    stats.looked_at += int(counts[counted.LOOKED_AT])
     for name, place in (
-        ("leaves", kernels.LEAVES),
-        ("scans", kernels.SCANS),
-        ("sampled_leaves", kernels.SAMPLED),
+        ("leaves", counted.LEAVES),
+        ("scans", counted.SCANS),
+        ("sampled_leaves", counted.SAMPLED),
     ):
         stats.more[name] = stats.more.get(name, 0) + int(counts[place])
 
@@ -156,7 +158,7 @@ def kernel_query(
     words: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
     *,
     alone: bool = False,
-) -> kernels.Query:
+) -> given.Query:
     """Return a plan in numbers; ``words`` are the ids of its words and of the unwanted ones.
 
     ``alone``: for the parts of the place itself, without time and social.
@@ -177,11 +179,11 @@ def kernel_query(
     reals = np.array(
         [float(plan.has_point), x, y, z, plan.max_km, plan.decay_scale, *cap], dtype=np.float64
     )
-    return kernels.Query(
+    return given.Query(
         has_point=bool(plan.has_point),
         lon=float(plan.lon),
         lat=float(plan.lat),
-        cos_lat=float(kernels.cos_of_degrees(float(plan.lat))),
+        cos_lat=float(given.cos_of_degrees(float(plan.lat))),
         match=int(plan.match),
         words=fixed(words[0], np.int64) if len(words[0]) else _NO_ROWS,
         word_weights=fixed(plan.word_weights, np.float64) if len(words[0]) else _NO_REALS,
@@ -256,10 +258,10 @@ def _related_rows(
     return rows, shares, most
 
 
-def _layout_arrays(layout: PackedLayout) -> tuple[kernels.Places, kernels.Tree]:
-    known: tuple[kernels.Places, kernels.Tree] | None = layout.__dict__.get("_visit_arrays")
+def _layout_arrays(layout: PackedLayout) -> tuple[given.Places, given.Tree]:
+    known: tuple[given.Places, given.Tree] | None = layout.__dict__.get("_visit_arrays")
     if known is None:
-        places = kernels.Places(
+        places = given.Places(
             keys=fixed(layout.keys),
             lon32=fixed(layout.lon32),
             lat32=fixed(layout.lat32),
@@ -276,7 +278,7 @@ def _layout_arrays(layout: PackedLayout) -> tuple[kernels.Places, kernels.Tree]:
             span=fixed([spec.span for spec in layout.specs], np.float64),
             missing=fixed([spec.missing_code for spec in layout.specs], np.int64),
         )
-        tree = kernels.Tree(
+        tree = given.Tree(
             boxes=fixed(layout.boxes),
             level_start=fixed(layout.level_start),
             node_low=fixed(layout.node_low),
