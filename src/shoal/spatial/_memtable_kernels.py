@@ -11,6 +11,7 @@ import math
 import numpy as np
 from numba import njit
 
+from shoal.spatial._build_kernels import load_i8, load_u1, load_u4
 from shoal.spatial._score import (
     attribute_cost,
     decay_of,
@@ -21,6 +22,7 @@ from shoal.spatial._score import (
 )
 
 __all__ = [
+    "bury",
     "count_ids",
     "count_words_in",
     "find_live",
@@ -117,7 +119,7 @@ def _measure(row, cos_lat, place, query):
     return qualifies, km, space, text, attributes
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def signatures(ptr, ids, first, stop, out):
     """Set ``out[row]`` to the signature of the words of each row in ``first .. stop``."""
     for row in range(first, stop):
@@ -212,7 +214,7 @@ def parts(rows, place, query, out, km_out, qualifies_out):
 # --- words of recent and of dead rows, counted as they come and go ---------------------------
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def link_words(ptr, ids, first, stop, counts, last, before, row_of):
     """Count the words of the rows ``first .. stop``, and put them into their words' lists.
 
@@ -228,7 +230,7 @@ def link_words(ptr, ids, first, stop, counts, last, before, row_of):
             last[word] = place
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def kill_rows(rows, deaths, died, ptr, ids, counts):
     """Number the deaths of rows from ``deaths`` on, and take their words off the counts.
 
@@ -244,7 +246,7 @@ def kill_rows(rows, deaths, died, ptr, ids, counts):
     return words
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def gather_words(rows, ptr, ids, out):
     """Set ``out`` to the words of rows, one row after the other."""
     stop = 0
@@ -254,7 +256,7 @@ def gather_words(rows, ptr, ids, out):
             stop += 1
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def count_ids(ids, counts):
     """Add 1 to the count of each of ``ids``."""
     for word in ids:
@@ -297,21 +299,53 @@ def find_rows(keys, order, wanted, out):
 
 
 @njit(cache=True, nogil=True)
-def find_live(keys, order, live, wanted, out):
-    """As :func:`find_rows`, for rows that are alive and entries of ``out`` that are still -2.
+def find_live(segments, wanted, found_in, out):
+    """Set ``out[i]`` to the living row of each wanted key, ``found_in[i]`` to its segment, or -1.
 
-    ``live`` is uint8 [n], or empty when no row has died. Returns how many were
-    found, and leaves -2 where none was.
+    ``segments`` is int64 [m, 4]: number of rows, addresses of keys, of the rows in the
+    order of their keys, and of the mask of the living, 0 when no row has died.
     """
-    found = 0
     for i in range(len(wanted)):
-        if out[i] != -2:
-            continue
-        row = _row_of(keys, order, wanted[i])
-        if row >= 0 and (len(live) == 0 or live[row] == 1):
-            out[i] = row
-            found += 1
-    return found
+        found_in[i] = -1
+    for s in range(len(segments)):
+        n, keys, order, live = segments[s, 0], segments[s, 1], segments[s, 2], segments[s, 3]
+        for i in range(len(wanted)):
+            if found_in[i] >= 0:
+                continue
+            key = wanted[i]
+            low, high = np.int64(0), n
+            while low < high:
+                middle = (low + high) >> 1
+                if load_i8(keys, load_u4(order, middle)) < key:
+                    low = middle + 1
+                else:
+                    high = middle
+            if low == n:
+                continue
+            row = load_u4(order, low)
+            if load_i8(keys, row) == key and (live == 0 or load_u1(live, row) == 1):
+                found_in[i], out[i] = s, row
+
+
+@njit(cache=True)
+def bury(rows, live, ptr, ids, words, first):
+    """Take rows out of a mask, and put their words at ``words[first:]``.
+
+    ``ptr`` and ``ids`` are the words of each row. Returns how many words there are; if
+    they do not fit, nothing is done.
+    """
+    count = np.int64(0)
+    for row in rows:
+        count += ptr[row + 1] - ptr[row]
+    if first + count > len(words):
+        return count
+    place = first
+    for row in rows:
+        for i in range(ptr[row], ptr[row + 1]):
+            words[place] = ids[i]
+            place += 1
+        live[row] = 0
+    return count
 
 
 @njit(cache=True, nogil=True)

@@ -22,18 +22,22 @@ from shoal.spatial.columns import Layout
 
 __all__ = ["DeadWords", "DeadWordsView"]
 
-#: Words of dead rows behind the counts, above which new counts are made.
+#: Half of the words of dead rows behind the counts, above which new counts are made.
 _STRETCH = 2048
 
 _Ids = npt.NDArray[np.int32]
 
 
 class DeadWordsView(NamedTuple):
-    """Dead rows with each word at one moment: ``counts[id]`` and the ids ``recent[:stop]``."""
+    """Dead rows with each word at one moment: ``counts[id]`` and the ids ``recent[:stop]``.
+
+    ``places`` are the addresses of the two.
+    """
 
     counts: _Ids
     recent: _Ids
     stop: int
+    places: tuple[int, int]
 
 
 class DeadWords:
@@ -74,29 +78,35 @@ class DeadWords:
             self._numbers = {word: i for i, word in enumerate(columns.words)}
             self._ids = columns.word_ids.astype(np.int32)
         self._counts = np.zeros(words, dtype=np.int32)
-        kernels.count_ids(self._words_of(log), self._counts)
+        rows = log.astype(np.int64)
+        dead = np.empty(int((self._ptr[rows + 1] - self._ptr[rows]).sum()), dtype=np.int32)
+        kernels.gather_words(rows, self._ptr, self._ids, dead)
+        kernels.count_ids(dead, self._counts)
         self._recent = np.empty(2 * _STRETCH, dtype=np.int32)
         self._stop = 0
+        self._places = (self._counts.ctypes.data, self._recent.ctypes.data)
         self.deaths = len(log)
 
-    def extend(self, log: npt.NDArray[np.uint32]) -> None:
-        """Count the rows ``log[deaths:]`` too. For the one writer."""
-        ids = self._words_of(log[self.deaths :])
-        stop = self._stop + len(ids)
-        if stop > len(self._recent):
+    def bury(self, rows: npt.NDArray[np.int64], live: npt.NDArray[np.uint8]) -> int:
+        """Count the rows, and take them out of the mask; return how many words they have.
+
+        For the one writer, in the order of the log.
+        """
+        size = int(kernels.bury(rows, live, self._ptr, self._ids, self._recent, self._stop))
+        if self._stop + size > len(self._recent):
             counts = self._counts.copy()
             kernels.count_ids(self._recent[: self._stop], counts)
-            kernels.count_ids(ids, counts)
-            self._counts, self._recent = counts, np.empty(2 * _STRETCH, dtype=np.int32)
-            self._stop = 0
-        else:
-            self._recent[self._stop : stop] = ids
-            self._stop = stop
-        self.deaths = len(log)
+            self._counts, self._stop = counts, 0
+            self._recent = np.empty(max(size, 2 * _STRETCH), dtype=np.int32)
+            self._places = (counts.ctypes.data, self._recent.ctypes.data)
+            kernels.bury(rows, live, self._ptr, self._ids, self._recent, 0)
+        self._stop += size
+        self.deaths += len(rows)
+        return size
 
     def view(self) -> DeadWordsView:
         """Return the counts as they are now. For the one writer."""
-        return DeadWordsView(self._counts, self._recent, self._stop)
+        return DeadWordsView(self._counts, self._recent, self._stop, self._places)
 
     def ids(self, words: Sequence[str]) -> npt.NDArray[np.int64]:
         """Return the id of each word, -1 for one that no row has."""
@@ -109,11 +119,4 @@ class DeadWords:
         """Return in how many dead rows of a view each word occurs."""
         out = np.zeros(len(words), dtype=np.int64)
         kernels.count_words_in(self.ids(words), view.counts, view.recent, view.stop, out)
-        return out
-
-    def _words_of(self, rows: npt.NDArray[np.uint32]) -> _Ids:
-        out = np.empty(
-            int((self._ptr[rows.astype(np.int64) + 1] - self._ptr[rows]).sum()), dtype=np.int32
-        )
-        kernels.gather_words(rows, self._ptr, self._ids, out)
         return out

@@ -191,8 +191,12 @@ class SpatialKeywordIndex(IndexReader):
         if labels is not None and len(labels) != len(probe):
             raise InputError(f"{len(labels)} labels for {len(probe)} places", field="labels")
         with self._writing:
-            _refuse_duplicates(Ids.of(ids)[1], ids)
-            keys = self.ids.add(ids)
+            if self.ids.kind == "int":
+                keys = self.ids.add(ids)  # nothing is added: they are their own keys
+                _refuse_duplicates(keys, ids)
+            else:
+                _refuse_duplicates(Ids.of(ids)[1], ids)
+                keys = self.ids.add(ids)
             note = self._state.note(keys, labels)
             if note:
                 self._state.apply("upsert", note)
@@ -383,9 +387,10 @@ class SpatialKeywordIndex(IndexReader):
 
 
 def _refuse_duplicates(keys: npt.NDArray[np.int64], ids: Any) -> None:
-    unique, first = np.unique(keys, return_index=True)
-    if len(unique) == len(keys):
+    ordered = np.sort(keys)
+    if not (ordered[1:] == ordered[:-1]).any():
         return
+    _, first = np.unique(keys, return_index=True)
     again = np.ones(len(keys), dtype=bool)
     again[first] = False
     row = int(np.argmax(again))

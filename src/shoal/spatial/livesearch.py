@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from shoal.spatial import _call_kernels as calling
 from shoal.spatial import _live_kernels as kernels
 from shoal.spatial._kernels import MAX_WORDS
 from shoal.spatial.packed import PackedLayout
@@ -61,6 +62,7 @@ class LiveSearcher:
         "_kept",
         "_layouts",
         "_masks",
+        "_places",
         "_recent",
         "_records",
         "_weighted",
@@ -73,6 +75,7 @@ class LiveSearcher:
     def __init__(self, snapshot: Snapshot, plan: QueryPlan) -> None:
         self.plan = plan
         self._layouts: list[Any] = [view.segment.layout for view in snapshot.segments]
+        self._places = [layout.addresses().ctypes.data for layout in self._layouts]
         self._masks = [view.segment.live for view in snapshot.segments]
         self.packed = PackedSearcher(
             self._layouts, plan, live=self._masks, n_live=max(1, snapshot.n_live)
@@ -91,8 +94,13 @@ class LiveSearcher:
             return False
         if not is_plain(self.plan) and snapshot.single() is None:
             return False
-        self._masks = [view.segment.live for view in snapshot.segments]
-        self.packed.follow(self._masks, max(1, snapshot.n_live))
+        masks = [view.segment.live for view in snapshot.segments]
+        if all(a is b for a, b in zip(masks, self._masks, strict=True)):
+            # They are changed in place.
+            self.packed._state[calling.N_LIVE] = max(1, snapshot.n_live)
+        else:
+            self._masks = masks
+            self.packed.follow(masks, max(1, snapshot.n_live))
         self._take(snapshot)
         return True
 
@@ -110,19 +118,11 @@ class LiveSearcher:
         self._kept = []
         dead = []
         if self._weighted:
-            for layout, part in zip(self._layouts, snapshot.segments, strict=True):
-                if not part.deaths:
-                    continue
-                words = part.dead_words()
-                self._kept.append(words)
-                dead.append(
-                    (
-                        layout.addresses().ctypes.data,
-                        words.counts.ctypes.data,
-                        words.recent.ctypes.data,
-                        words.stop,
-                    )
-                )
+            for place, part in zip(self._places, snapshot.segments, strict=True):
+                if part.deaths:
+                    words = part.dead_words()
+                    self._kept.append(words)
+                    dead.append((place, *words.places, words.stop))
         self._dead = np.array(dead, dtype=np.int64).reshape(-1, kernels.DEAD_SIZE)
 
     def __call__(self, lon: float, lat: float, words: Sequence[str] = ()) -> int:

@@ -103,11 +103,10 @@ class Memtable:
         first, count = self.rows, len(columns)
         stop = first + count
         local = self.vocabulary
-        for word in columns.words:
-            if word not in local:
-                self._words.append(word)  # before its id, so that a reader finds its text
-                local[word] = len(local)
-        ids = np.array([local[word] for word in columns.words], dtype=np.int32)
+        new = [word for word in columns.words if word not in local]
+        self._words += new  # before its id, so that a reader finds its text
+        local.update(zip(new, range(len(local), len(self._words)), strict=True))
+        ids = np.fromiter(map(local.__getitem__, columns.words), np.int32, len(columns.words))
         start = int(self._ptr[first])
         end = start + len(columns.word_ids)
         if end > len(self._ids):

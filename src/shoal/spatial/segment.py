@@ -28,11 +28,12 @@ from shoal.spatial.merging import keep_rows
 from shoal.spatial.query import Answers, QueryPlan
 from shoal.spatial.storage import Bundle
 
-__all__ = ["Segment", "SegmentView", "VisitParts"]
+__all__ = ["Segment", "SegmentView", "VisitParts", "find_living"]
 
 #: Rows that died since a view was taken, above which it gets a mask of its own.
 _REVIVED = 256
-_NO_MASK = np.empty(0, dtype=np.uint8)
+#: Rows that die in one go.
+_TOGETHER = 4096
 
 
 class VisitParts(Protocol):
@@ -102,6 +103,8 @@ class Segment:
         self.deaths = 0
         self.live: npt.NDArray[np.uint8] | None = None
         self.names: dict[str, Bundle] = {}
+        #: Rows, and addresses of keys, order and mask, for ``find_living``.
+        self.places = [len(self.keys), self.keys.ctypes.data, self.order.ctypes.data, 0]
         self._log = np.empty(0, dtype=np.uint32)
         self._dead_words: DeadWords | None = None
 
@@ -122,10 +125,11 @@ class Segment:
         """Return the number of rows, dead ones too."""
         return len(self.keys)
 
-    def find_live(self, keys: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> int:
-        """Fill the entries of ``rows`` that are -2 with the living row of the key, if any."""
-        mask = _NO_MASK if self.live is None else self.live
-        return int(kernels.find_live(self.keys, self.order, mask, keys, rows))
+    def find_live(self, keys: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the living row of each key, -1 where there is none."""
+        where, rows = find_living([self], keys)
+        rows[where < 0] = -1
+        return rows
 
     def kill(self, rows: npt.NDArray[np.int64], *, count: bool = True) -> int:
         """Let living rows die; return how many words they have. For the one writer.
@@ -137,19 +141,36 @@ class Segment:
             return 0
         if self.live is None:
             self.live = np.ones(len(self), dtype=np.uint8)
+            self.places[-1] = self.live.ctypes.data
         stop = self.deaths + len(rows)
         if stop > len(self._log):
             # Readers keep the old array: what they read of it is the same.
             grown = np.empty(min(len(self), max(64, 2 * stop)), dtype=np.uint32)
             grown[: self.deaths] = self._log[: self.deaths]
             self._log = grown
+        words = self._dead_words
+        if words is None and count:
+            words = DeadWords(self.layout, self.lengths, self._log[: self.deaths])
+            self._dead_words = words
+        elif words is not None and words.deaths < self.deaths:
+            # A reader made them, of a moment that was over when they were ready.
+            words = self._dead_words = DeadWords(
+                self.layout, self.lengths, self._log[: self.deaths]
+            )
+        # Not all at once: whoever waits for the interpreter's lock gets it in between.
+        return sum(
+            self._kill_some(rows[first : first + _TOGETHER], words)
+            for first in range(0, len(rows), _TOGETHER)
+        )
+
+    def _kill_some(self, rows: npt.NDArray[np.int64], words: DeadWords | None) -> int:
+        stop = self.deaths + len(rows)
         self._log[self.deaths : stop] = rows
         self.deaths = stop
+        assert self.live is not None
+        if words is not None:
+            return words.bury(rows, self.live)
         self.live[rows] = 0
-        if self._dead_words is not None:
-            self._dead_words.extend(self._log[:stop])
-        elif count:
-            self._dead_words = DeadWords(self.layout, self.lengths, self._log[:stop])
         return int(self.lengths[rows].sum(dtype=np.int64))
 
     def log(self, first: int, stop: int | None = None) -> npt.NDArray[np.uint32]:
@@ -173,6 +194,17 @@ class Segment:
         if self._dead_words is None:
             self._dead_words = words
         return view
+
+
+def find_living(
+    segments: Sequence[Segment], keys: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return (which of the segments, which row of it) for each key; (-1, any) if none has it."""
+    where, rows = np.full(len(keys), -1, dtype=np.int64), np.empty(len(keys), dtype=np.int64)
+    if segments and len(keys):
+        places = np.array([segment.places for segment in segments], dtype=np.int64)
+        kernels.find_live(places, keys, where, rows)
+    return where, rows
 
 
 @dataclasses.dataclass(slots=True)
@@ -242,9 +274,7 @@ class SegmentView:
         mask[self.segment.log(self.deaths)] = 1  # after the copy: it has every death in it
         return mask
 
-    def revive(
-        self, plan: QueryPlan, answers: Answers, visits: VisitParts | None = None
-    ) -> None:
+    def revive(self, plan: QueryPlan, answers: Answers, visits: VisitParts | None = None) -> None:
         """Offer the rows that died after this view was taken, and may have been missed."""
         rows = self.segment.log(self.deaths).astype(np.int64)
         keys = self.segment.keys[rows]

@@ -26,7 +26,7 @@ from shoal.spatial.columns import AttributeSpec, Layout, PlaceColumns
 from shoal.spatial.cut import Cut
 from shoal.spatial.memtable import Memtable, MemtableView
 from shoal.spatial.merging import merge_columns
-from shoal.spatial.segment import Segment, SegmentView, VisitParts
+from shoal.spatial.segment import Segment, SegmentView, VisitParts, find_living
 from shoal.spatial.snapshot import Snapshot, WordTotals
 
 if TYPE_CHECKING:
@@ -430,15 +430,12 @@ class SegmentStore:
             if not missing:
                 return len(keys), words
         rest = np.array(missing, dtype=np.int64)
-        rows = np.full(len(rest), -2, dtype=np.int64)
-        for segment in self._snapshot.segments:
-            if segment.segment.find_live(rest, rows):
-                found = rows >= 0
-                words += segment.segment.kill(rows[found])
-                rest, rows = rest[~found], rows[~found]
-                if not len(rest):
-                    break
-        return len(keys) - len(rest), words
+        segments = [view.segment for view in self._snapshot.segments]
+        where, rows = find_living(segments, rest)
+        holders = where.tolist()
+        for number in set(holders) - {-1}:
+            words += segments[number].kill(rows[where == number])
+        return len(keys) - holders.count(-1), words
 
     def _publish(self, rows: int, words: int) -> None:
         """Let readers see what was written, all of it at once."""
@@ -573,8 +570,7 @@ class SegmentStore:
         late += [view.table.died_since(view.deaths) for view in memory]
         if new is not None and late:
             keys = np.concatenate(late)
-            rows = np.full(len(keys), -2, dtype=np.int64)
-            new.find_live(keys, rows)
+            rows = new.find_live(keys)
             new.kill(rows[rows >= 0])
         gone = {id(view.segment) for view in views} | {id(view.table) for view in memory}
         now = self._snapshot
