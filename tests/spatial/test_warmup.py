@@ -84,6 +84,20 @@ def test_a_warm_index_compiles_nothing_and_is_not_changed():
         assert index.n_live == 40
 
 
+def test_an_index_that_changes_is_warm_for_what_comes():
+    with places() as index:
+        assert warm_up(index, changes=True) == 18
+        index.upsert([5.0], [6.0], ids=[99], keywords=["cafe new"], attributes={"price": [3.0]})
+        index.delete([4])
+        said = []
+        with compiling(lambda: said.append("now")):
+            found = index.ask(Query(point=(5, 6), keywords="cafe", explain=True))
+            index.ask(Query(point=(3, 4), match="ranked", keywords="cafe new", max_km=3))
+            index.ask(Query(point=(3, 4), prefer={"price": "min"}, without="new"))
+        assert said == []
+        assert found.ids[0] == 99
+
+
 def test_every_sort_of_index_is_warmed():
     log = CheckinLog(["a", "b"], [1, 2], [3, 4], slots=168)
     with places(checkins=log) as index:

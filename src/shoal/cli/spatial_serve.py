@@ -40,7 +40,7 @@ def serve(out: Output, /, folder: Path, *, host: str, port: int, title: str) -> 
     with SpatialKeywordIndex.open(folder, read_only=True) as index:
         listener = _listen(host, port)
         with compiling_shown():
-            warm_up(index)
+            warm_up(index, changes=True)
         address = f"http://{_written(host)}:{listener.getsockname()[1]}/places"
         app = create_place_console(PlaceSearch(index, title))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))

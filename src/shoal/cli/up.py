@@ -124,7 +124,7 @@ def _open_places(folder: Path, stop: threading.Event) -> PlaceSearch:
     index = SpatialKeywordIndex.open(folder, read_only=True)
     try:
         with compiling_shown():
-            warm_up(index)
+            warm_up(index, changes=True)
     except BaseException:  # also Ctrl-C during the half minute
         index.close()
         raise

@@ -57,25 +57,49 @@ class _First(Listener):  # type: ignore[misc]  # numba has no types
         pass
 
 
-def warm_up(index: IndexReader) -> int:
+def warm_up(index: IndexReader, *, changes: bool = False) -> int:
     """Ask an index one query of each kind that it can answer; return how many.
 
     Afterwards no query waits for a compiler, nor for numba to load itself. The
     index is not changed, and the answers are thrown away.
+
+    Parameters
+    ----------
+    index : IndexReader
+        An empty one is not asked.
+    changes : bool
+        Be ready for places that come and go as well: a small index of the same
+        attributes and layout, changed on purpose, is asked the same.
     """
-    if not index.n_live:
-        return 0
-    asked = 0
-    first = None
+    asked = _ask_all(index) if index.n_live else 0
+    if changes:
+        from shoal.spatial.index import SpatialKeywordIndex  # noqa: PLC0415 - it is a reader too
+
+        side = np.arange(4.0)
+        with SpatialKeywordIndex.build(
+            side,
+            side,
+            keywords=[("a",), ("a", "b"), ("b",), ("a", "b")],
+            attributes={spec.name: side + spec.low for spec in index.attribute_specs},
+            attribute_specs=index.attribute_specs,
+            config=index.config,
+        ) as small:
+            small.upsert(side[:2] + 9, side[:2], ids=[0, 7], keywords=[("a", "b"), ("a",)])
+            small.delete([1])
+            asked += _ask_all(small)
+    return asked
+
+
+def _ask_all(index: IndexReader) -> int:
+    asked, explained = 0, False
     for query in _kinds(index):
         found = index.ask(query)
         asked += 1
-        if first is None and len(found):
-            first = found[0].id
-            index.explain(query, first)
-            index.positions([first])
-    words = _some_words(index.snapshot())
-    index.searcher(k=1)(0.0, 0.0, words[:1])
+        if len(found) and not explained:
+            explained = True
+            index.explain(query, found[0].id)
+            index.positions([found[0].id])
+    index.searcher(k=1)(0.0, 0.0, _some_words(index.snapshot())[:1])
     return asked
 
 
