@@ -94,9 +94,9 @@ def best_slot(v, fresh, touched, size, shared, loss, fixed, costs, room, seeds, 
                 slot, delta = r, gain
     if len(costs) == 0:
         gain = fresh - loss[cheapest]
-        if shared[cheapest] == 0 and gain > 0:
-            if gain > delta or (gain == delta and cheapest < slot):
-                slot, delta = cheapest, gain
+        better = gain > delta or (gain == delta and cheapest < slot)
+        if shared[cheapest] == 0 and gain > 0 and better:
+            slot, delta = cheapest, gain
     elif fresh > loss[cheapest]:
         for r in range(fixed, len(seeds)):
             if shared[r] == 0 and costs[v] - costs[seeds[r]] <= room:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -139,7 +139,7 @@ def _far(problem: CoverProblem, seeds: Rows, limit: int) -> tuple[Rows, bool, bo
     graph, hops = problem.graph, np.int64(problem.hops)
     weight = greedy.units_of(problem).units
     labels = kernels.label_twice(graph.out_ptr, graph.out_ids, seeds, hops)
-    near, second, by, second_by = labels
+    near, second, by = labels[:3]
     loss = np.zeros(len(seeds), dtype=np.int64)
     kernels.losses_far(weight, near, second, by, loss)
     costs, room = _money(problem, seeds)
@@ -203,7 +203,7 @@ def _sweeps(
     return True, True
 
 
-def _by_bound(problem: CoverProblem, bound: npt.NDArray[np.generic]) -> Rows:
+def _by_bound(problem: CoverProblem, bound: npt.NDArray[Any]) -> Rows:
     """Return allowed rows whose bound is above 0, the largest first, ties by row."""
     useful = bound > 0
     if problem.allowed is not None:
