@@ -12,6 +12,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from packedcases import SHAPES, expected, make_places, make_specs, plans, search
 
+from shoal.spatial import _best_kernels as answering
+from shoal.spatial import _bound_kernels as bounding
 from shoal.spatial import _kernels as kernels
 from shoal.spatial.packed import PackedLayout
 from shoal.spatial.packed_query import encode_query
@@ -69,7 +71,7 @@ def test_no_score_below_a_node_beats_its_bound(data, blocks):
     count = len(layout.block_boxes) if blocks else len(layout.boxes)
     bound, near = np.empty(count), np.empty(count)
     text = float(plan.word_weights.sum())
-    kernels.bounds_of_nodes(layout.addresses(), qi, qf, blocks, text, bound, near)
+    bounding.bounds_of_nodes(layout.addresses(), qi, qf, blocks, text, bound, near)
     _, km, qualifies = layout.parts(plan, np.arange(layout.n))
     found = score_all(layout.columns(), specs, plan)
     seen = 0
@@ -104,9 +106,9 @@ def test_the_heap_of_answers_sorts(pairs):
     count = 0
     offered = []
     for key, (score, km) in enumerate(pairs):
-        count = kernels.put(best, count, k, float(score), float(km), key, key)
+        count = answering.put(best, count, k, float(score), float(km), key, key)
         offered.append((-score, km, key))
-    kernels.sort_heap(best, count)
+    answering.sort_heap(best, count)
     got = list(zip((-best[0][:count]).tolist(), best[1].tolist(), best[2].tolist(), strict=False))
     assert got == sorted(offered)[:k]
 

@@ -13,6 +13,8 @@ import math
 import numpy as np
 from numba import njit
 
+from shoal.spatial._best_kernels import HEAPED, _grown, put, queue_key, queue_pop, queue_push
+from shoal.spatial._bound_kernels import box_distance2, space_bound
 from shoal.spatial._build_kernels import (
     FAN_OUT,
     load_f8,
@@ -29,7 +31,6 @@ from shoal.spatial._kernels import (
     COS_LAT,
     EXACT,
     FLIP,
-    HEAPED,
     KEYS,
     LAT,
     LAT32,
@@ -57,19 +58,12 @@ from shoal.spatial._kernels import (
     X,
     Y,
     Z,
-    _grown,
     attributes_of,
     blend,
-    box_distance2,
     decayed,
     distance_of,
     lower_bound,
     place_of,
-    put,
-    queue_key,
-    queue_pop,
-    queue_push,
-    space_bound,
     tree_of,
 )
 from shoal.spatial._score import EARTH_KM

@@ -54,6 +54,7 @@ import math
 import numpy as np
 from numba import njit
 
+from shoal.spatial._best_kernels import HEAPED, heap_of_best, sort_heap
 from shoal.spatial._block_kernels import ROOM, search_plain
 from shoal.spatial._build_kernels import (
     _EMPTY,
@@ -75,7 +76,6 @@ from shoal.spatial._build_kernels import (
 from shoal.spatial._kernels import (
     BITS,
     BLOB,
-    HEAPED,
     LAT,
     LIVE,
     LON,
@@ -96,10 +96,7 @@ from shoal.spatial._kernels import (
     WITHOUT,
     WORDS,
     K,
-    heap_of_best,
     locate,
-    search_any_tree,
-    sort_heap,
 )
 from shoal.spatial._nearest_kernels import (
     BITMAP,
@@ -111,6 +108,7 @@ from shoal.spatial._nearest_kernels import (
     search_nearest,
 )
 from shoal.spatial._preference_kernels import search_preferred
+from shoal.spatial._tree_kernels import search_any_tree
 
 __all__ = ["SEGMENT_SIZE", "STATE_SIZE", "WORK_SIZE", "answer"]
 

@@ -14,7 +14,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from shoal.spatial._best_kernels import HEAPED, heap_of_best, hopeless, put, sort_heap
 from shoal.spatial._block_kernels import least_km
+from shoal.spatial._bound_kernels import space_bound
 from shoal.spatial._build_kernels import (
     find_word,
     load_f8,
@@ -35,7 +37,6 @@ from shoal.spatial._call_kernels import (
 from shoal.spatial._kernels import (
     BITS,
     BLOB,
-    HEAPED,
     KEYS,
     MATCH,
     MAX_KM,
@@ -50,13 +51,8 @@ from shoal.spatial._kernels import (
     blend,
     decayed,
     distance_of,
-    heap_of_best,
-    hopeless,
     locate,
     place_of,
-    put,
-    sort_heap,
-    space_bound,
 )
 
 __all__ = ["DEAD_SIZE", "RECENT_SIZE", "dead_frequencies", "search_recent"]

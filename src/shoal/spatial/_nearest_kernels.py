@@ -24,14 +24,15 @@ import math
 import numpy as np
 from numba import njit
 
+from shoal.spatial._best_kernels import HEAPED, _grown, put, queue_pop, queue_push
 from shoal.spatial._block_kernels import gallop
+from shoal.spatial._bound_kernels import box_distance2
 from shoal.spatial._build_kernels import FAN_OUT, load_f8, load_i8, load_u1, load_u4, prefetch
 from shoal.spatial._kernels import (
     BLOCK_BOXES,
     COS_LAT,
     DECAY_KIND,
     EXACT,
-    HEAPED,
     KEYS,
     LAT,
     LAT32,
@@ -52,16 +53,11 @@ from shoal.spatial._kernels import (
     X,
     Y,
     Z,
-    _grown,
     blend,
-    box_distance2,
     decayed,
     distance_of,
     lower_bound,
     place_of,
-    put,
-    queue_pop,
-    queue_push,
     tree_of,
 )
 from shoal.spatial._score import EARTH_KM

@@ -9,45 +9,59 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from shoal.spatial._best_kernels import (
+    HEAPED,
+    _grown,
+    hopeless,
+    put,
+    queue_key,
+    queue_pop,
+    queue_push,
+)
 from shoal.spatial._block_kernels import ask_for_rows, gallop, near_km, too_far
-from shoal.spatial._build_kernels import FAN_OUT, load_f8, load_i8, load_u1, load_u4
+from shoal.spatial._bound_kernels import (
+    attribute_bound,
+    box_distance2,
+    combine,
+    combined_cost,
+    cost_limit,
+    space_bound,
+)
+from shoal.spatial._build_kernels import FAN_OUT, load_f4, load_f8, load_i8, load_u1, load_u4
 from shoal.spatial._kernels import (
     BLOCK_BOXES,
     BLOCK_HIGH,
     BLOCK_LOW,
-    HEAPED,
+    FLIP,
     KEYS,
     LIVE,
     MAX_KM,
     N_PREFER,
     N_WORDS,
     POST,
+    PREFER,
+    PREFER_WEIGHT,
     PTR,
+    SPEC_LOW,
+    SPEC_MISSING,
+    SPEC_SPAN,
+    VALUES32,
+    VALUES64,
     W_SPACE,
     WEIGHTS,
+    WIDE,
     WORDS,
     N,
     X,
     Y,
     Z,
-    _grown,
-    attribute_bound,
-    attributes_of,
     blend,
-    box_distance2,
-    combine,
-    combined_bound,
     decayed,
     distance_of,
-    hopeless,
     lower_bound,
-    put,
-    queue_key,
-    queue_pop,
-    queue_push,
-    space_bound,
     tree_of,
 )
+from shoal.spatial._score import attribute_cost
 
 __all__ = ["search_preferred"]
 
@@ -73,11 +87,31 @@ def _has_others(a, qi, t, row, ranges, base):
 
 
 @njit(error_model="numpy")
-def _scan(a, qi, qf, best, count, t, first, stop, node, ranges, base, near, text, stats):
+def _costs(a, qi, qf, rows, count, totals):
+    """Set the rows' costs, to the last bit as ``attributes_of``; infinite: excluded."""
+    n = load_i8(a, N)
+    for i in range(count):
+        totals[i] = 0.0
+    for j in range(load_i8(qi, N_PREFER)):
+        c = load_i8(qi, load_i8(qi, PREFER) + j)
+        flip = load_i8(qi, load_i8(qi, FLIP) + j) != 0
+        weight = load_f8(qf, load_i8(qi, PREFER_WEIGHT) + j)
+        low, span = load_f8(load_i8(a, SPEC_LOW), c), load_f8(load_i8(a, SPEC_SPAN), c)
+        missing = load_i8(load_i8(a, SPEC_MISSING), c)
+        wide = load_i8(a, WIDE) != 0
+        values = load_i8(a, VALUES64) + 8 * c * n if wide else load_i8(a, VALUES32) + 4 * c * n
+        for i in range(count):
+            value = load_f8(values, rows[i]) if wide else load_f4(values, rows[i])
+            cost = attribute_cost(value, low, span, flip, missing)
+            totals[i] += weight * cost if cost >= 0.0 else np.inf
+
+
+@njit(error_model="numpy")
+def _scan(a, qi, qf, best, count, t, first, stop, node, ranges, base, near, text, room, stats):
     """Offer the rows ``post[first:stop]`` of word ``t`` that have all words.
 
     ``near`` is the largest space part there can be; the blocks of these postings are
-    the nodes from ``node`` on (-1: they have none).
+    the nodes from ``node`` on (-1: they have none). ``room``: rows and costs of a block.
     """
     post = load_i8(a, POST)
     prefer, live = load_i8(qi, N_PREFER), load_i8(qi, LIVE)
@@ -85,30 +119,34 @@ def _scan(a, qi, qf, best, count, t, first, stop, node, ranges, base, near, text
     k = len(best[0])
     worst = np.int64(0) if k > HEAPED else np.int64(k - 1)
     low, high = load_i8(a, BLOCK_LOW), load_i8(a, BLOCK_HIGH)
+    rows, totals = room
     for w in range(words):
         ranges[base + 2 * words + w] = ranges[base + 2 * w]
     for block in range(first, stop, FAN_OUT):
-        end = min(stop, block + FAN_OUT)
-        if node >= 0 and count == k:
-            attributes = combined_bound(a, qi, qf, low, high, node + (block - first) // FAN_OUT)
-            if blend(qf, near, text, attributes) < best[0][worst]:
+        limit = cost_limit(qf, near, text, best[0][worst]) if count == k else np.inf
+        if node >= 0:
+            at = node + (block - first) // FAN_OUT
+            if combined_cost(a, qi, qf, low, high, at) > limit:
                 continue
+        end = min(stop, block + FAN_OUT)
         words_first = words > 1 and (count < k or stats[4] > 8 * stats[3] + 64)
         if not words_first:
             ask_for_rows(a, block, end, prefer)
         stats[2] += end - block
+        found = np.int64(0)
         for i in range(block, end):
             row = load_u4(post, i)
-            if words_first:
-                stats[4] += 1
-                if not _has_others(a, qi, t, row, ranges, base):
-                    continue
-                stats[3] += 1
-            attributes = attributes_of(a, qi, qf, row, False)
-            if attributes < -0.5:
+            if not words_first or _has_others(a, qi, t, row, ranges, base):
+                rows[found] = row
+                found += 1
+        if words_first:
+            stats[4] += end - block
+            stats[3] += found
+        _costs(a, qi, qf, rows, found, totals)
+        for i in range(found):
+            if not totals[i] <= limit or totals[i] == np.inf:
                 continue
-            if count == k and blend(qf, near, text, attributes) < best[0][worst]:
-                continue
+            row, attributes = rows[i], 1.0 - totals[i]
             if words > 1 and not words_first:
                 stats[4] += 1
                 if not _has_others(a, qi, t, row, ranges, base):
@@ -155,6 +193,7 @@ def search_preferred(a, qi, qf, best, count, work, stats):
             t, least = np.int64(w), ranges[2 * w + 1] - ranges[2 * w]
     from_post, to_post = ranges[2 * t], ranges[2 * t + 1]
     zero = np.int64(0)
+    block = (np.empty(FAN_OUT, np.int64), np.empty(FAN_OUT, np.float64))
     if least <= (FEW if words > 1 else FAN_OUT):
         return _scan(
             a,
@@ -170,6 +209,7 @@ def search_preferred(a, qi, qf, best, count, work, stats):
             zero,
             1.0,
             text,
+            block,
             stats,
         )
     # First node and number of nodes of each level; the node "above the root" is taken apart.
@@ -199,17 +239,18 @@ def search_preferred(a, qi, qf, best, count, work, stats):
             bound_at, km_at = _grown(bound_at, room), _grown(km_at, room)
         level -= 1
         start = levels[2 * level]
+        limit = cost_limit(qf, near, text, best[0][worst]) if count == k else np.inf
         while child < stop:
             i = child
             child += 1
-            attributes = combined_bound(a, qi, qf, low, high, start + i)
-            if count == k and blend(qf, near, text, attributes) < best[0][worst]:
+            cost = combined_cost(a, qi, qf, low, high, start + i)
+            if cost > limit:
                 continue
             km = near_km(box_distance2(load_i8(a, BLOCK_BOXES), start + i, x, y, z))
             if km > load_f8(qf, MAX_KM):
                 continue
             space = space_bound(qi, qf, km) if load_f8(qf, W_SPACE) > 0.0 else 0.0
-            attributes = min(attributes, attribute_bound(a, qi, qf, low, high, start + i))
+            attributes = min(1.0 - cost, attribute_bound(a, qi, qf, low, high, start + i))
             bound = blend(qf, space, text, attributes)
             if hopeless(bound, km, best, count, k, worst):
                 continue
@@ -270,6 +311,7 @@ def search_preferred(a, qi, qf, best, count, work, stats):
                     base,
                     near,
                     text,
+                    block,
                     stats,
                 )
                 continue
