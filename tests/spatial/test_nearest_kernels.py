@@ -16,6 +16,7 @@ from packedcases import SHAPES, expected, make_places, make_specs
 
 from shoal.spatial import _call_kernels as calling
 from shoal.spatial import _nearest_kernels as nearest
+from shoal.spatial import _segment_kernels as searches
 from shoal.spatial.columns import PlaceColumns
 from shoal.spatial.packed import PackedLayout
 from shoal.spatial.packed_searcher import PackedSearcher
@@ -30,9 +31,10 @@ NAMES = ("scores", "kms", "keys", "rows")
 def both(layout, plan, lon, lat, words, *, live=None):
     """Return the answers of this search and those of the general one."""
     found = []
-    for plain in (1, 0):
+    for general in (False, True):
         searcher = PackedSearcher(layout, plan, live=[live])
-        searcher._state[calling.PLAIN] = plain
+        if general:
+            searcher._state[calling.SEARCH_AT] = searches.address_of(searches.GENERAL)
         count = searcher(lon, lat, words)
         found.append([getattr(searcher.answers, name)[:count].tolist() for name in NAMES])
     return found

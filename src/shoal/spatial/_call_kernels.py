@@ -21,10 +21,11 @@ The state's places:
     this segment's dictionary, and room for word ids.
 ``INTEGERS_AT``, ``REALS_AT``
     The query, as ``_kernels`` lays it out; words, weights and point are filled in.
-``PLAIN``
-    Not 0: ``_nearest_kernels`` and ``_block_kernels`` may answer queries with words.
+``SEARCH_AT``, ``GENERAL_AT``
+    Addresses of the search (``_segment_kernels.address_of``), and of the general one
+    for queries without words, which may be 0 until one comes.
 ``WORK``
-    Address of int64 [WORK_SIZE]; all 0 before the first call.
+    Address of int64 [``_segment_kernels.WORK_SIZE``]; all 0 before the first call.
 ``SCORES_AT``, ``KMS_AT``, ``KEYS_AT``, ``ROWS_AT``, ``COUNT``
     Arrays of k places for the answers, and how many they hold already (sorted);
     rows are of the segment the answer is from.
@@ -52,10 +53,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 
-from shoal.spatial._best_kernels import HEAPED, heap_of_best, sort_heap
-from shoal.spatial._block_kernels import ROOM, search_plain
 from shoal.spatial._build_kernels import (
     _EMPTY,
     _hash,
@@ -67,22 +68,15 @@ from shoal.spatial._build_kernels import (
     prefetch,
     store_f8,
     store_i8,
-    view_f8,
     view_i8,
-    view_i8x2,
-    view_u4,
-    view_u8,
 )
 from shoal.spatial._kernels import (
     BITS,
     BLOB,
     LAT,
-    LIVE,
     LON,
     MATCH,
     MAX_WORDS,
-    N_PREFER,
-    N_WITHOUT,
     N_WORDS,
     OFFSETS,
     POST,
@@ -93,70 +87,24 @@ from shoal.spatial._kernels import (
     TREE_RANK,
     W_TEXT,
     WEIGHTS,
-    WITHOUT,
-    WORDS,
-    K,
-    locate,
 )
-from shoal.spatial._nearest_kernels import (
-    BITMAP,
-    CHUNK,
-    EDGE,
-    POOL,
-    begin_nearest,
-    is_nearest,
-    search_nearest,
-)
-from shoal.spatial._preference_kernels import search_preferred
-from shoal.spatial._tree_kernels import search_any_tree
 
-__all__ = ["SEGMENT_SIZE", "STATE_SIZE", "WORK_SIZE", "answer"]
+__all__ = ["SEGMENT_SIZE", "STATE_SIZE", "answer"]
 
-(MODE, SEGMENTS, SEGMENTS_AT, INTEGERS_AT, REALS_AT, PLAIN, WORK) = range(7)
+(MODE, SEGMENTS, SEGMENTS_AT, INTEGERS_AT, REALS_AT, SEARCH_AT, WORK) = range(7)
 (SCORES_AT, KMS_AT, KEYS_AT, ROWS_AT, COUNT, STATS_AT) = range(7, 13)
 (N_LIVE, EXTRA_AT, WEIGHTS_AT) = range(13, 16)
 (QUERIES, LON_AT, LAT_AT, PTR_AT, IDS_AT, IDS_LENGTH, COUNTS_AT) = range(16, 23)
-STATE_SIZE = 23
+GENERAL_AT = 23
+#: The query of ``MANY`` that is being answered.
+QUERY = 24
+STATE_SIZE = 25
 PREPARED, COMPLETE, MANY = 0, 1, 2
 # A segment's record.
 SEGMENT_LAYOUT, SEGMENT_LIVE, SEGMENT_WITHOUT, SEGMENT_WORDS = 0, 1, 2, 3
 SEGMENT_SIZE = SEGMENT_WORDS + MAX_WORDS
-#: Entries of 8 bytes that a search works with; all 0 before the first.
-WORK_SIZE = 6 * ROOM + 2048 + 21 * MAX_WORDS + BITMAP + 2 * (CHUNK + 1) + 2 * POOL + EDGE
 _SEPARATOR = 0xFF
 _ALL = 1
-
-
-@njit(error_model="numpy")
-def _work_at(at):
-    """Return what ``search_plain`` works with, at an address."""
-    wide = 8 * ROOM
-    more = at + 6 * wide
-    return (
-        view_u8(at, ROOM),
-        view_u4(at + 5 * wide, ROOM),
-        view_i8(at + wide, ROOM),
-        view_i8(at + 2 * wide, ROOM),
-        view_f8(at + 3 * wide, ROOM),
-        view_f8(at + 4 * wide, ROOM),
-        view_i8(more, 2048),
-        view_i8(more + 8 * 2048, MAX_WORDS),
-        view_i8x2(more + 8 * (2048 + MAX_WORDS), MAX_WORDS, 20),
-    )
-
-
-@njit(error_model="numpy")
-def _near_at(at):
-    """Return what ``search_nearest`` works with, at the same address."""
-    at += 8 * (6 * ROOM + 2048 + 21 * MAX_WORDS)
-    pool = at + 8 * (BITMAP + 2 * (CHUNK + 1))
-    return (
-        view_u8(at, BITMAP),
-        view_i8(at + 8 * BITMAP, 2 * (CHUNK + 1)),
-        view_f8(pool, POOL),
-        view_i8(pool + 8 * POOL, POOL),
-        view_f8(pool + 16 * POOL, EDGE),
-    )
 
 
 @njit(error_model="numpy")
@@ -266,46 +214,16 @@ def _weigh(state, qi, qf, given, first):
     return count > 0
 
 
-@njit(error_model="numpy")
-def _search_segments(state, qi, qf, best, count, work, stats):
-    """Search the segments for a query with its words' weights; return the number of answers."""
-    locate(qf)
-    complete = state[MODE] == COMPLETE
-    k = len(best[0])
-    words = load_i8(qi, N_WORDS)
-    every = load_i8(qi, MATCH) == _ALL
-    plain = state[PLAIN] != 0 and load_i8(qi, MATCH) != 0
-    nearest = plain and is_nearest(qi, qf, k)
-    near = _near_at(state[WORK])
-    if nearest:
-        begin_nearest(qf, best, count, k, near[4])
-    if k > HEAPED:
-        heap_of_best(best, count)
-    for s in range(state[SEGMENTS]):
-        record = state[SEGMENTS_AT] + 8 * SEGMENT_SIZE * s
-        a = load_i8(record, SEGMENT_LAYOUT)
-        missing = False
-        if not complete:
-            for w in range(words):
-                word = load_i8(record, SEGMENT_WORDS + w)
-                missing = missing or word < 0
-                store_i8(qi, WORDS + w, word)
-            for w in range(load_i8(qi, N_WITHOUT)):
-                store_i8(qi, WITHOUT + w, load_i8(load_i8(record, SEGMENT_WITHOUT), w))
-        if missing and every:
-            continue
-        store_i8(qi, LIVE, load_i8(record, SEGMENT_LIVE))
-        if nearest:
-            count = search_nearest(a, qi, qf, best, count, work, near, stats)
-        elif plain and every and load_i8(qi, N_PREFER) > 0:
-            count = search_preferred(a, qi, qf, best, count, work, stats)
-        elif plain:
-            count = search_plain(a, qi, qf, best, count, work, stats)
-        else:
-            count = search_any_tree(a, qi, qf, best, count, stats)
-    if k > HEAPED:
-        sort_heap(best, count)
-    return count
+@intrinsic
+def _search(typingctx, address, state):
+    """Call the search at an address (``_segment_kernels``) with the address of a state."""
+
+    def codegen(context, builder, signature, arguments):
+        number = context.get_value_type(types.int64)
+        kind = ir.FunctionType(number, [number])
+        return builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), [arguments[1]])
+
+    return types.int64(types.int64, types.int64), codegen
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -314,23 +232,15 @@ def answer(state, lon, lat, given, text):
 
     With ``PREPARED``, ``text`` (bytes) holds the ``given`` words of the query at
     (lon, lat), UTF-8, with bytes 255 between them; else the last four are not used.
+    -1: a query has no words, and ``GENERAL_AT`` is not set.
     """
     qi, qf = state[INTEGERS_AT], state[REALS_AT]
-    k = load_i8(qi, K)
     mode = state[MODE]
-    work = _work_at(state[WORK])
-    stats = view_i8(state[STATS_AT], 5)
     match = load_i8(qi, MATCH)
+    codes = view_i8(state[WORK], MAX_WORDS)
     count = np.int64(0)
     for i in range(state[QUERIES] if mode == MANY else np.int64(1)):
-        best = (
-            view_f8(state[SCORES_AT] + 8 * k * i, k),
-            view_f8(state[KMS_AT] + 8 * k * i, k),
-            view_i8(state[KEYS_AT] + 8 * k * i, k),
-            view_i8(state[ROWS_AT], k),
-        )
-        stats[3] = stats[4] = 0
-        count = state[COUNT]
+        at = state[SEARCH_AT]
         possible = True
         if mode != COMPLETE:
             words = np.int64(given)
@@ -338,7 +248,7 @@ def answer(state, lon, lat, given, text):
             if mode == PREPARED:
                 store_f8(qf, LON, lon)
                 store_f8(qf, LAT, lat)
-                _look_up(state, words, text, work[7])
+                _look_up(state, words, text, codes)
             else:
                 store_f8(qf, LON, load_f8(state[LON_AT], i))
                 store_f8(qf, LAT, load_f8(state[LAT_AT], i))
@@ -350,11 +260,18 @@ def answer(state, lon, lat, given, text):
                     for g in range(words):
                         store_i8(record, SEGMENT_WORDS + g, load_i8(ids, g))
             store_i8(qi, N_WORDS, 0)
-            store_i8(qi, MATCH, 0 if words == 0 else match)
-            possible = words == 0 or _weigh(state, qi, qf, words, first)
+            if words == 0:
+                at = state[GENERAL_AT]
+                if at == 0:
+                    return np.int64(-1)
+                store_i8(qi, MATCH, 0)
+            else:
+                possible = _weigh(state, qi, qf, words, first)
+        count = state[COUNT]
         if possible:
-            count = _search_segments(state, qi, qf, best, count, work, stats)
+            state[QUERY] = i
+            count = _search(at, state.ctypes.data)
         store_i8(qi, MATCH, match)
         if mode == MANY:
-            view_i8(state[COUNTS_AT], state[QUERIES])[i] = count
+            store_i8(state[COUNTS_AT], i, count)
     return count

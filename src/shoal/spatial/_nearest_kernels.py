@@ -31,7 +31,6 @@ from shoal.spatial._build_kernels import FAN_OUT, load_f8, load_i8, load_u1, loa
 from shoal.spatial._kernels import (
     BLOCK_BOXES,
     COS_LAT,
-    DECAY_KIND,
     EXACT,
     KEYS,
     LAT,
@@ -41,13 +40,10 @@ from shoal.spatial._kernels import (
     LON,
     LON32,
     LON64,
-    MATCH,
     MAX_KM,
-    N_PREFER,
     N_WORDS,
     POST,
     PTR,
-    W_ATTRIBUTES,
     WEIGHTS,
     WORDS,
     X,
@@ -62,7 +58,7 @@ from shoal.spatial._kernels import (
 )
 from shoal.spatial._score import EARTH_KM
 
-__all__ = ["BITMAP", "CHUNK", "EDGE", "POOL", "half_chord2", "is_nearest", "search_nearest"]
+__all__ = ["BITMAP", "CHUNK", "EDGE", "POOL", "begin_nearest", "half_chord2", "search_nearest"]
 
 #: Words of 64 bits in the bitmap, which so covers 2^18 rows at a time.
 BITMAP = 4096
@@ -81,21 +77,8 @@ _MERGED = 640
 _AHEAD = 24
 #: A list this many times as long as the shortest is searched, not read.
 _LONG = 24
-_ALL = 1
 _RAD = math.pi / 180.0
 _SLACK, _SLACK_ANGLE = 1e-8, 1e-11
-
-
-@njit(error_model="numpy")
-def is_nearest(qi, qf, k):
-    """Say whether this search answers a query that ``_block_kernels`` could answer."""
-    return (
-        load_i8(qi, MATCH) == _ALL
-        and k <= HEAPED
-        and load_i8(qi, DECAY_KIND) < 2
-        and load_i8(qi, N_PREFER) == 0
-        and load_f8(qf, W_ATTRIBUTES) == 0.0
-    )
 
 
 @njit(error_model="numpy")
@@ -373,6 +356,8 @@ def search_nearest(a, qi, qf, best, count, work, near, stats):
         ranges[2 * w], ranges[2 * w + 1] = first, last
         if least < 0 or last - first < least:
             t, least = w, last - first
+    if least <= 0:
+        return count
     zero = np.int64(0)
     pooled = np.int64(0)
     if least <= (_MERGED if words > 1 else _FEW):

@@ -12,8 +12,16 @@ import numpy.typing as npt
 from shoal.core.errors import InputError
 from shoal.spatial import _call_kernels as calling
 from shoal.spatial import _kernels as k
+from shoal.spatial import _segment_kernels as searches
 from shoal.spatial.packed_query import encode_query
-from shoal.spatial.query import MATCH_ANY, MATCH_EVERYTHING, TEXT_BM25, Answers, QueryPlan
+from shoal.spatial.query import (
+    MATCH_ALL,
+    MATCH_ANY,
+    MATCH_EVERYTHING,
+    TEXT_BM25,
+    Answers,
+    QueryPlan,
+)
 
 if TYPE_CHECKING:
     from shoal.spatial.packed import PackedLayout
@@ -56,7 +64,7 @@ def make_state(
     """
     state = np.zeros(calling.STATE_SIZE + len(layouts) * calling.SEGMENT_SIZE, dtype=np.int64)
     state[calling.SEGMENTS] = len(layouts)
-    state[calling.PLAIN] = plain
+    state[calling.SEARCH_AT] = searches.address_of(_kind(integers, reals, plain=plain))
     state[calling.COUNT] = answers.count
     state[calling.N_LIVE] = sum(layout.n for layout in layouts)
     _set_places(
@@ -79,11 +87,28 @@ def make_state(
     return state
 
 
+def _kind(integers: _Integers, reals: _Floats, *, plain: bool) -> int:
+    """Return which search answers queries of this form with words."""
+    if not plain or not integers[k.MATCH]:
+        return searches.GENERAL
+    if integers[k.MATCH] == MATCH_ALL:
+        if integers[k.N_PREFER]:
+            return searches.PREFERRED
+        # Decays by exp are not known to be monotone to the last bit, which this one needs.
+        if (
+            integers[k.K] <= k.HEAPED
+            and integers[k.DECAY_KIND] < 2
+            and reals[k.W_ATTRIBUTES] == 0.0
+        ):
+            return searches.NEAREST
+    return searches.PLAIN
+
+
 def _work() -> _Integers:
     """Return this thread's memory for searches."""
     work: _Integers | None = getattr(_memory, "work", None)
     if work is None:
-        work = _memory.work = np.zeros(calling.WORK_SIZE, dtype=np.int64)
+        work = _memory.work = np.zeros(searches.WORK_SIZE, dtype=np.int64)
     return work
 
 
@@ -174,7 +199,7 @@ class PackedSearcher:
         self.answers = Answers(plan.k)
         self.word_weights = np.zeros(k.MAX_WORDS)
         self._extra = np.zeros(k.MAX_WORDS, dtype=np.int64)
-        self._work = np.zeros(calling.WORK_SIZE, dtype=np.int64)
+        self._work = np.zeros(searches.WORK_SIZE, dtype=np.int64)
         self._stats = np.zeros(5, dtype=np.int64)
         self._state = make_state(
             self._layouts,
@@ -257,6 +282,9 @@ class PackedSearcher:
             self._state[calling.EXTRA_AT] = self._extra.ctypes.data
             count = calling.answer(self._state, lon, lat, given, text)
             self._state[calling.EXTRA_AT] = 0
+        if count < 0:
+            self._state[calling.GENERAL_AT] = searches.address_of(searches.GENERAL)
+            return self(lon, lat, words, extra)
         self.answers.count = count
         return count
 
@@ -356,5 +384,7 @@ class PackedSearcher:
         )
         if extra is not None:
             state[calling.EXTRA_AT] = extra.ctypes.data
+        if len(ptr) > 1 and not np.diff(ptr).all():
+            state[calling.GENERAL_AT] = searches.address_of(searches.GENERAL)
         calling.answer(state, 0.0, 0.0, 0, b"")
         return scores, kms, keys, counts
