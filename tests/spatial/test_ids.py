@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import polars as pl
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -102,3 +104,40 @@ def test_labels_there_and_back():
     with pytest.raises(InputError) as caught:
         Labels.of(keys, ["a", 3, "c"])
     assert caught.value.row == 2
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("b", "a", "b"),
+        np.array(["b", "a", "b"]),
+        np.array(["b", "a", "b"], dtype=object),
+        pl.Series(["b", "a", "b"]),
+        pa.array(["b", "a", "b"]),
+        pa.chunked_array([["b"], ["a", "b"]]),
+        pa.array(["b", "a", "b"]).dictionary_encode(),
+    ],
+    ids=range(7),
+)
+def test_texts_come_in_every_form(given):
+    ids, keys = Ids.of(given)
+    assert (ids.kind, keys.tolist(), keys.dtype) == ("text", [0, 1, 0], np.int64)
+    assert ids.names(np.array([0, 1])) == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("given", "row"),
+    [
+        (["a", ""], 2),
+        (["a", None], 2),
+        (["a", b"b"], 2),
+        (["a", 3], 2),
+        (["a", "b\ud800"], 2),
+        (pa.array(["a", None]), 2),
+    ],
+    ids=range(6),
+)
+def test_a_text_that_is_none_names_its_row(given, row):
+    with pytest.raises(InputError) as caught:
+        Ids.of(given)
+    assert caught.value.row == row

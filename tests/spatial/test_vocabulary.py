@@ -38,9 +38,14 @@ def read(rows, analyzer):
     return list(words), [[words[i] for i in ids[a:b]] for a, b in itertools.pairwise(ptr)]
 
 
-@given(rows=st.lists(ROW, max_size=8), analyzer=st.sampled_from(["words", "exact"]))
-def test_columns_are_those_of_reading_word_by_word(rows, analyzer):
-    assert read(rows, analyzer) == by_hand(rows, analyzer)
+@given(
+    rows=st.lists(ROW, max_size=8),
+    analyzer=st.sampled_from(["words", "exact"]),
+    arrow=st.booleans(),
+)
+def test_columns_are_those_of_reading_word_by_word(rows, analyzer, arrow):
+    given = pa.array(rows, pa.large_list(pa.large_string())) if arrow else rows
+    assert read(given, analyzer) == by_hand(rows, analyzer)
 
 
 @given(rows=st.lists(st.lists(WORD, max_size=4), min_size=1, max_size=6), data=st.data())

@@ -12,9 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from shoal.core.errors import InputError, NotFoundError
 from shoal.spatial.terms import Terms
+from shoal.spatial.vocabulary import Vocabulary
 
 __all__ = ["IdKind", "Ids"]
 
@@ -69,15 +72,19 @@ class Ids:
         """
         if ids is None:
             return cls("int"), np.arange(n or 0, dtype=np.int64)
-        column = _column(ids)
-        if column.dtype == np.int64:
-            if not dense:
-                return cls("int"), column
-            made = cls("int-numbered")
-        else:
+        texts = _texts(ids)
+        if texts is not None:
             made = cls("text")
-        keys = made._first(column)
-        return made, keys
+            return made, made._first_texts(texts)
+        column = _column(ids)
+        if column.dtype == np.int64 and not dense:
+            return cls("int"), column
+        if column.dtype != np.int64:
+            # Texts, but not of the plain kind: whatever is wrong with one is said of it.
+            made = cls("text")
+            return made, made._first_texts(pa.array(_encodable(column), pa.large_string()))
+        made = cls("int-numbered")
+        return made, made._first_numbers(column)
 
     def __len__(self) -> int:
         """Return how many ids are numbered (0 for ids that are their own keys)."""
@@ -149,18 +156,24 @@ class Ids:
         """Return the map as flat arrays (what was added later is merged in)."""
         if self.kind == "int":
             return {}
+        if not self._later_ids:
+            return self._arrays(self._key_of_rank, self._terms, self._numbers)
         everything = self.names(np.arange(len(self), dtype=np.int64))
         # A number that never came to be used has no id.
         number = {one: key for key, one in enumerate(everything) if one is not None}
         ordered = sorted(number)
-        arrays = {
-            "key_of_rank": np.array([number[one] for one in ordered], dtype=np.int64),
-            "count": np.array([len(self)]),
-        }
+        key_of_rank = np.array([number[one] for one in ordered], dtype=np.int64)
         if self.kind == "text":
-            terms = Terms.build(ordered).arrays()
-            return arrays | {f"terms.{name}": array for name, array in terms.items()}
-        return arrays | {"numbers": np.array(ordered, dtype=np.int64)}
+            return self._arrays(key_of_rank, Terms.build(ordered), self._numbers)
+        return self._arrays(key_of_rank, self._terms, np.array(ordered, dtype=np.int64))
+
+    def _arrays(
+        self, key_of_rank: npt.NDArray[np.int64], terms: Terms, numbers: npt.NDArray[np.int64]
+    ) -> dict[str, npt.NDArray[Any]]:
+        arrays = {"key_of_rank": key_of_rank, "count": np.array([len(self)])}
+        if self.kind == "text":
+            return arrays | {f"terms.{name}": array for name, array in terms.arrays().items()}
+        return arrays | {"numbers": numbers}
 
     @classmethod
     def from_arrays(cls, kind: IdKind, arrays: dict[str, npt.NDArray[Any]]) -> Ids:
@@ -177,16 +190,17 @@ class Ids:
         made._set_order(arrays["key_of_rank"], int(arrays["count"][0]))
         return made
 
-    def _first(self, column: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        """Number the first ids by their first place; return the key of each entry."""
-        if self.kind == "text":
-            number = dict.fromkeys(column.tolist())
-            for key, text in enumerate(number):
-                number[text] = key
-            ordered = sorted(number)
-            self._terms = Terms.build(ordered)
-            self._set_order(np.array([number[text] for text in ordered], dtype=np.int64))
-            return np.array([number[text] for text in column.tolist()], dtype=np.int64)
+    def _first_texts(self, column: pa.LargeStringArray) -> npt.NDArray[np.int64]:
+        """Number the first texts by their first place; return the key of each entry."""
+        encoded = column.dictionary_encode()  # numbers them just so
+        order = pc.sort_indices(encoded.dictionary)
+        self._terms = Terms.build(Vocabulary(encoded.dictionary.take(order)))
+        self._set_order(order.to_numpy().astype(np.int64))
+        keys: npt.NDArray[np.int64] = encoded.indices.to_numpy().astype(np.int64)
+        return keys
+
+    def _first_numbers(self, column: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Number the first whole numbers by their first place; return the key of each entry."""
         numbers, first, inverse = np.unique(column, return_index=True, return_inverse=True)
         key_of_rank = np.empty(len(numbers), dtype=np.int64)
         key_of_rank[np.argsort(first, kind="stable")] = np.arange(len(numbers))
@@ -236,6 +250,47 @@ class Ids:
                 value=column[0],
             )
         return column
+
+
+def _texts(ids: Any) -> pa.LargeStringArray | None:
+    """Return ids as a column if all are plainly texts that are not empty, else None."""
+    if isinstance(ids, np.ndarray):
+        if ids.dtype.kind not in "OU":
+            return None
+        ids = ids.tolist()
+    if isinstance(ids, (list, tuple)):
+        if not ids or not isinstance(ids[0], str):
+            return None
+        try:
+            ids = pa.array(ids)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError):
+            return None
+    elif hasattr(ids, "to_arrow"):
+        ids = ids.to_arrow()
+    if isinstance(ids, pa.ChunkedArray):
+        ids = ids.combine_chunks()
+    if not isinstance(ids, pa.Array) or ids.null_count or not len(ids):
+        return None
+    kind = ids.type
+    if not (
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    ):
+        return None
+    column = ids if kind == pa.large_string() else ids.cast(pa.large_string())
+    return column if pc.min(pc.binary_length(column)).as_py() else None
+
+
+def _encodable(column: npt.NDArray[Any]) -> list[str]:
+    """Return texts, or raise for the first that UTF-8 cannot hold."""
+    texts: list[str] = column.tolist()
+    for row, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                "an id must be text that UTF-8 can hold", field="ids", value=repr(text), row=row + 1
+            ) from None
+    return texts
 
 
 def _column(ids: Any) -> npt.NDArray[Any]:
