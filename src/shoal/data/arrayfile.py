@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 import numpy as np
@@ -86,8 +86,17 @@ def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> ArrayFil
     return ArrayFile(len(head) + end, digest.hexdigest(), hashlib.sha256(head).hexdigest())
 
 
-def read_arrays(path: Path, known: ArrayFile | None = None, *, mmap: bool = True) -> Arrays:
+def read_arrays(
+    path: Path,
+    known: ArrayFile | None = None,
+    *,
+    mmap: bool = True,
+    copy_on_write: bool = False,
+) -> Arrays:
     """Return the arrays of a safetensors file, mapped or read.
+
+    A mapped array refuses writing; with ``copy_on_write`` it takes it, for itself
+    alone: compiled code tells the two apart and would be compiled twice.
 
     Raises
     ------
@@ -100,7 +109,8 @@ def read_arrays(path: Path, known: ArrayFile | None = None, *, mmap: bool = True
         raise IntegrityError(f"{path} has {size} bytes instead of {known.bytes}")
     if size < 8:
         raise IntegrityError(f"{path} is cut short: {size} bytes")
-    raw = np.memmap(path, np.uint8, "r") if mmap else np.fromfile(path, np.uint8)
+    mode: Literal["c", "r"] = "c" if copy_on_write else "r"
+    raw = np.memmap(path, np.uint8, mode) if mmap else np.fromfile(path, np.uint8)
     plain = raw.view(np.ndarray)
     length = int.from_bytes(plain[:8].tobytes(), "little")
     if length > size - 8:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from shoal.core.errors import InputError, LimitError, NotFoundError
+from shoal.core.errors import InputError, NotFoundError
 from shoal.influence import _graph_kernels as kernels
+from shoal.influence import adapters, graph_files
+from shoal.influence.graph_build import build_arrays
 
-__all__ = ["Graph", "GraphReport", "Ids", "Rows"]
+if TYPE_CHECKING:
+    from shoal.data.graphs import EdgeTable
+
+__all__ = ["Direction", "Graph", "GraphReport", "Ids", "Rows"]
 
 Ids: TypeAlias = npt.NDArray[np.int32]
 Rows: TypeAlias = npt.NDArray[np.int64]
 _Floats: TypeAlias = npt.NDArray[np.float64]
-
-#: Most nodes: ids are int32. Arcs are counted in int64.
-MAX_NODES = 2**31 - 1
+#: Which end of a line's arc influences the other: the first or the second.
+Direction: TypeAlias = Literal["forward", "backward"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +52,8 @@ class GraphReport:
 class Graph:
     """A directed graph; the arc (u, v) says that u influences v.
 
-    Build one with :meth:`from_edges` or from another library's graph; an undirected
-    edge becomes two arcs. Nodes are rows 0 to n - 1 inside, and carry the names they
+    Build one with :meth:`from_edges`, from a file or from another library's graph; an
+    undirected edge becomes two arcs. Nodes are rows 0 to n - 1 inside, and carry the names they
     came with: results and arguments of the solvers speak of names. The arrays must
     not be changed.
 
@@ -119,6 +124,7 @@ class Graph:
         *,
         directed: bool | None = None,
         n: int | None = None,
+        names: Sequence[Any] | None = None,
         values: npt.ArrayLike | None = None,
     ) -> Graph:
         """Return the graph of arcs from ``source`` to ``target``.
@@ -132,6 +138,8 @@ class Graph:
         n : int, optional
             Nodes are 0 to ``n - 1`` and need no names; isolated ones are kept.
             Without it the names are those that occur, in ascending order.
+        names : sequence, optional
+            ``source`` and ``target`` are rows of these names, each of which stands once.
         values : array-like [e], optional
             A finite number of each arc. Of repeated arcs the first one counts.
 
@@ -149,34 +157,164 @@ class Graph:
                 field="directed",
                 hint="directed=True: source influences target; directed=False: each the other",
             )
-        a, b, names, count = _nodes_of(source, target, n)
-        numbers = _numbers(values, len(a))
-        if not directed:
-            a, b = np.concatenate((a, b)), np.concatenate((b, a))
-            numbers = None if numbers is None else np.concatenate((numbers, numbers))
-        loops = int(np.count_nonzero(a == b))
-        ptr, ids, arc = kernels.csr_of(count, b, a, True)
-        ptr, ids, place = kernels.transpose(count, ptr, ids)
-        ptr, ids, arc = kernels.drop_doubles(count, ptr, ids, arc[place])
-        in_ptr, in_ids, in_places = kernels.transpose(count, ptr, ids)
-        twice = 1 if directed else 2
+        made = build_arrays(source, target, directed=directed, n=n, names=names, values=values)
         graph = cls(
-            ptr,
-            ids,
-            in_ptr,
-            in_ids,
+            made.out_ptr,
+            made.out_ids,
+            made.in_ptr,
+            made.in_ids,
             directed=directed,
-            values=None if numbers is None else numbers[arc],
-            names=names,
+            values=made.values,
+            names=made.names,
         )
-        graph._in_places = in_places if numbers is not None else None
+        graph._in_places = made.in_places
         graph.report = GraphReport(
-            lines=len(a) // twice,
-            self_loops=loops // twice,
-            duplicates=(len(a) - loops - graph.m) // twice,
+            lines=made.lines,
+            self_loops=made.self_loops,
+            duplicates=made.duplicates,
             isolated=graph.count_isolated(),
         )
         return graph
+
+    @classmethod
+    def read_edgelist(
+        cls,
+        path: str | Path,
+        *,
+        directed: bool | None = None,
+        direction: Direction | None = None,
+        n: int | None = None,
+        only: Iterable[str] | None = None,
+        **columns: Any,
+    ) -> Graph:
+        """Return the graph of a file: text (also packed), Parquet or GraphML, by its name.
+
+        Parameters
+        ----------
+        path : path-like
+        directed : bool
+            Must be said, but for GraphML, which says it itself.
+        direction : {"forward", "backward"}
+            Must be said of a directed graph. Forward: a line ``u v`` says that u
+            influences v. Backward: that v influences u, as where u depends on v,
+            cites v or follows v.
+        n : int, optional
+            Nodes are 0 to ``n - 1``; otherwise those that occur.
+        only : iterable of str, optional
+            Kinds of arcs to keep; ``kinds=`` says which column they stand in.
+        **columns
+            As in :func:`shoal.data.graphs.read_edge_table`: ``source``, ``target``,
+            ``values``, ``kinds``, ``separator``, ``ids``, ``header``, ``on_bad_row``.
+
+        Raises
+        ------
+        InputError
+            As :func:`shoal.data.graphs.read_edge_table` and :meth:`from_edges`.
+        """
+        from shoal.data.graphs import read_edge_table  # noqa: PLC0415
+
+        table = read_edge_table(path, **columns)
+        table = table if only is None else table.of_kinds(only)
+        return cls.from_table(table, directed=directed, direction=direction, n=n)
+
+    #: The format goes by the file's name; these say it in words.
+    read_parquet = read_graphml = read_edgelist
+
+    @classmethod
+    def from_table(
+        cls,
+        table: EdgeTable,
+        *,
+        directed: bool | None = None,
+        direction: Direction | None = None,
+        n: int | None = None,
+    ) -> Graph:
+        """Return the graph of a table of arcs; see :meth:`read_edgelist`."""
+        return adapters.from_table(cls, table, directed=directed, direction=direction, n=n)
+
+    @classmethod
+    def from_scipy(
+        cls,
+        matrix: Any,
+        *,
+        directed: bool | None = None,
+        values: bool = False,
+        names: Sequence[Any] | None = None,
+    ) -> Graph:
+        """Return the graph of a square sparse matrix: entry (u, v) says u influences v.
+
+        ``values`` keeps the entries as values of the arcs; stored zeros are no arcs.
+        """
+        return adapters.from_scipy(cls, matrix, directed=directed, values=values, names=names)
+
+    @classmethod
+    def from_networkx(cls, graph: Any, **options: Any) -> Graph:
+        """Return the graph of a networkx graph; ``values`` names an attribute of its edges.
+
+        It says itself whether it is directed; ``directed=False`` joins both ways.
+        """
+        return adapters.from_networkx(cls, graph, **options)
+
+    @classmethod
+    def from_igraph(cls, graph: Any, **options: Any) -> Graph:
+        """Return the graph of an igraph graph, as :meth:`from_networkx`; names are ``name``."""
+        return adapters.from_igraph(cls, graph, **options)
+
+    @classmethod
+    def from_networkit(cls, graph: Any, **options: Any) -> Graph:
+        """Return the graph of a networkit graph; ``values=True`` takes its weights."""
+        return adapters.from_networkit(cls, graph, **options)
+
+    @classmethod
+    def from_rustworkx(cls, graph: Any, **options: Any) -> Graph:
+        """Return the graph of a rustworkx graph; texts of nodes are names, otherwise indices.
+
+        ``values=True`` takes what stands on the edges as numbers.
+        """
+        return adapters.from_rustworkx(cls, graph, **options)
+
+    @classmethod
+    def from_pyg(cls, data: Any, **options: Any) -> Graph:
+        """Return the graph of PyG's ``Data``; ``values`` names an attribute such as edge_weight."""
+        return adapters.from_pyg(cls, data, **options)
+
+    @classmethod
+    def load(cls, folder: str | Path, *, mmap: bool = True, verify: bool = True) -> Graph:
+        """Return a saved graph, its arrays mapped or read.
+
+        ``verify=False`` leaves out the checksum of all bytes; that the rows fit each
+        other is always checked.
+
+        Raises
+        ------
+        NotFoundError
+            There is no graph.
+        IntegrityError
+            A file is missing, cut short, altered or of a newer form.
+        """
+        return graph_files.load_graph(cls, folder, mmap=mmap, verify=verify)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the graph into a folder; one that is there is replaced in one step.
+
+        Raises
+        ------
+        InputError
+            The folder holds something else, or a name is neither integer nor text.
+        """
+        graph_files.save_graph(self, folder)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of arcs and values, to tell whether two graphs are the same."""
+        return graph_files.graph_digest(self)
+
+    def to_scipy(self) -> Any:
+        """Return the arcs as a ``scipy.sparse.csr_array``, with ones where they have no values."""
+        return adapters.to_scipy(self)
+
+    def to_networkx(self) -> Any:
+        """Return the graph as a networkx ``DiGraph`` or ``Graph``, values as ``weight``."""
+        return adapters.to_networkx(self)
 
     def reversed(self) -> Graph:
         """Return the graph with every arc turned round; the arrays are shared."""
@@ -270,80 +408,3 @@ class Graph:
 
 def _plain(names: Iterable[Any]) -> list[Any]:
     return list(names.tolist() if isinstance(names, np.ndarray) else names)
-
-
-def _nodes_of(
-    source: Any, target: Any, n: int | None
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any] | list[str] | None, int]:
-    """Return (source rows, target rows, names or None, number of nodes)."""
-    a, b = _column(source, "source"), _column(target, "target")
-    if len(a) != len(b):
-        raise InputError(f"{len(a)} sources for {len(b)} targets", field="target")
-    if n is not None:
-        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 0:
-            raise InputError("must be a number of nodes", field="n", value=n)
-        if n > MAX_NODES:
-            raise LimitError(f"{n} nodes; at most {MAX_NODES} fit")
-        for field, ids in (("source", a), ("target", b)):
-            if ids.dtype.kind not in "iu" and len(ids):
-                raise InputError("ids must be integers if n is given", field=field)
-            wrong = np.flatnonzero((ids < 0) | (ids >= n)) if len(ids) else ids
-            if len(wrong):
-                row = int(wrong[0])
-                raise InputError(
-                    f"is not in 0 to {n - 1}", field=field, value=ids[row].item(), row=row + 1
-                )
-        return a.astype(np.int32), b.astype(np.int32), None, int(n)
-    if (a.dtype.kind in "iu") != (b.dtype.kind in "iu") and len(a):
-        raise InputError("ids of one side are integers and of the other text", field="target")
-    if not len(a):
-        return a.astype(np.int32), b.astype(np.int32), None, 0
-    names, rows = np.unique(np.concatenate((a, b)), return_inverse=True)
-    if len(names) > MAX_NODES:
-        raise LimitError(f"{len(names)} nodes; at most {MAX_NODES} fit")
-    rows = rows.astype(np.int32)
-    kept: npt.NDArray[Any] | list[str] | None = names
-    if names.dtype.kind in "iu":
-        if names[0] == 0 and names[-1] == len(names) - 1:
-            kept = None
-    else:
-        kept = [str(name) for name in names.tolist()]
-    return rows[: len(a)], rows[len(a) :], kept, len(names)
-
-
-def _column(values: Any, field: str) -> npt.NDArray[Any]:
-    ids = np.asarray(values if hasattr(values, "__len__") else list(values))
-    if ids.ndim != 1:
-        raise InputError("must have one dimension", field=field, value=ids.shape)
-    if not len(ids):
-        return ids.astype(np.int64)
-    if ids.dtype.kind == "f":
-        # Whole numbers that came as floats are ids; anything else is a mistake with a row.
-        wrong = np.flatnonzero(~np.isfinite(ids) | (ids != np.floor(ids)) | (np.abs(ids) >= 2**53))
-        if len(wrong):
-            row = int(wrong[0])
-            raise InputError("is no id", field=field, value=ids[row].item(), row=row + 1)
-        ids = ids.astype(np.int64)
-    if ids.dtype.kind == "O":
-        for row, value in enumerate(ids.tolist()):
-            if not isinstance(value, str):
-                raise InputError(
-                    "is neither an integer nor text", field=field, value=value, row=row + 1
-                )
-        ids = ids.astype(str)
-    if ids.dtype.kind not in "iuU":
-        raise InputError("ids must be integers or text", field=field, value=ids.dtype.name)
-    return ids
-
-
-def _numbers(values: npt.ArrayLike | None, count: int) -> _Floats | None:
-    if values is None:
-        return None
-    numbers = np.asarray(values, dtype=np.float64)
-    if numbers.shape != (count,):
-        raise InputError(f"{numbers.shape} values for {count} arcs", field="values")
-    wrong = np.flatnonzero(~np.isfinite(numbers))
-    if len(wrong):
-        row = int(wrong[0])
-        raise InputError("is not finite", field="values", value=numbers[row].item(), row=row + 1)
-    return numbers
