@@ -150,8 +150,10 @@ def generated(n: int, seed: int, *, attributes: int = 3, categories: int = 400) 
         more = np.flatnonzero(extra > i)
         rows.append(more)
         words.append(categories + 25 + _zipf(rng, 20_000, len(more), 1.0))
-    pairs = np.unique((np.concatenate(rows) << 32) | np.concatenate(words))
+    pairs = (np.concatenate(rows) << 32) | np.concatenate(words)
     del rows, words
+    pairs.sort()
+    pairs = pairs[np.concatenate([[True], pairs[1:] != pairs[:-1]])]
     ptr = np.zeros(n + 1, dtype=np.int64)
     np.cumsum(np.bincount(pairs >> 32, minlength=n), out=ptr[1:])
     pairs &= 0xFFFFFFFF
