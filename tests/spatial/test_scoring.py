@@ -92,8 +92,9 @@ def test_the_chord_bounds_the_distance_from_both_sides(lon, lat, lon2, lat2):
     a, b = _score.unit_vector(lon, lat), _score.unit_vector(lon2, lat2)
     chord2 = sum((p - q) ** 2 for p, q in zip(a, b, strict=True))
     assert _score.km_of_chord2(chord2) <= km
-    # Widened boxes hold the float32 rounding; here only the bound itself is asked.
-    assert _score.chord2_of_km(km) >= chord2 * (1 - 1e-7) - 1e-12
+    # The other side, so that the bound above is known to be no idle one.
+    longest = (2.0 * math.sin(0.5 * min(math.pi, km / _score.EARTH_KM))) ** 2
+    assert longest * (1 + 1e-9) + 1e-15 >= chord2 * (1 - 1e-7) - 1e-12
 
 
 @settings(max_examples=200)

@@ -18,7 +18,6 @@ __all__ = [
     "attribute_cost",
     "before",
     "box_chord2",
-    "chord2_of_km",
     "decay_of",
     "distance_km",
     "in_region",
@@ -106,14 +105,6 @@ def km_of_chord2(chord2):
     half = 0.5 * math.sqrt(chord2)
     half = min(1.0, half)
     return max(0.0, 2.0 * EARTH_KM * math.asin(half) * (1.0 - 1e-9) - 1e-7)
-
-
-@njit(inline="always")
-def chord2_of_km(km):
-    """Return a squared chord that is never below the one of that great-circle distance."""
-    angle = min(math.pi, max(0.0, km) / EARTH_KM)
-    chord = 2.0 * math.sin(0.5 * angle)
-    return chord * chord * (1.0 + 1e-9) + 1e-15
 
 
 @njit(inline="always")

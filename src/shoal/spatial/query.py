@@ -7,7 +7,6 @@ weights come from the document frequencies of the snapshot it was made for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -210,8 +209,3 @@ class Answers:
                 strict=True,
             )
         )
-
-
-def unique_words(words: Sequence[str]) -> tuple[str, ...]:
-    """Return the words, each once, in the order of their first place."""
-    return tuple(dict.fromkeys(words))
