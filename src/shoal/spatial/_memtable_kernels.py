@@ -32,6 +32,7 @@ __all__ = [
     "link_words",
     "offer_rows",
     "parts",
+    "repeats",
     "search",
     "signatures",
 ]
@@ -231,6 +232,17 @@ def link_words(ptr, ids, first, stop, counts, last, before, row_of):
 
 
 @njit(cache=True)
+def repeats(ptr, ids):
+    """Say whether a row has a word twice; ``ptr`` int64 [rows + 1] into ``ids``."""
+    for row in range(len(ptr) - 1):
+        for i in range(ptr[row] + 1, ptr[row + 1]):
+            for j in range(ptr[row], i):
+                if ids[i] == ids[j]:
+                    return True
+    return False
+
+
+@njit(cache=True)
 def kill_rows(rows, deaths, died, ptr, ids, counts):
     """Number the deaths of rows from ``deaths`` on, and take their words off the counts.
 
@@ -298,32 +310,32 @@ def find_rows(keys, order, wanted, out):
         out[i] = _row_of(keys, order, wanted[i])
 
 
-@njit(cache=True, nogil=True)
-def find_live(segments, wanted, found_in, out):
+@njit(cache=True)
+def find_live(segments, wanted, low, found_in, out):
     """Set ``out[i]`` to the living row of each wanted key, ``found_in[i]`` to its segment, or -1.
 
     ``segments`` is int64 [m, 4]: number of rows, addresses of keys, of the rows in the
-    order of their keys, and of the mask of the living, 0 when no row has died.
+    order of their keys, and of the mask of the living, 0 when no row has died. All
+    keys take one step of the search after the other, so that the memory of many is
+    asked for at once; ``low`` is int64 [keys], to work with.
     """
-    for i in range(len(wanted)):
-        found_in[i] = -1
+    found_in[:] = -1
     for s in range(len(segments)):
         n, keys, order, live = segments[s, 0], segments[s, 1], segments[s, 2], segments[s, 3]
+        low[:] = 0
+        left = n
+        while left > 0:
+            half = (left + 1) >> 1
+            # Each key's place is in low .. low + left.
+            for i in range(len(wanted)):
+                if load_i8(keys, load_u4(order, low[i] + half - 1)) < wanted[i]:
+                    low[i] += half
+            left -= half
         for i in range(len(wanted)):
-            if found_in[i] >= 0:
+            if found_in[i] >= 0 or low[i] >= n:
                 continue
-            key = wanted[i]
-            low, high = np.int64(0), n
-            while low < high:
-                middle = (low + high) >> 1
-                if load_i8(keys, load_u4(order, middle)) < key:
-                    low = middle + 1
-                else:
-                    high = middle
-            if low == n:
-                continue
-            row = load_u4(order, low)
-            if load_i8(keys, row) == key and (live == 0 or load_u1(live, row) == 1):
+            row = load_u4(order, low[i])
+            if load_i8(keys, row) == wanted[i] and (live == 0 or load_u1(live, row) == 1):
                 found_in[i], out[i] = s, row
 
 

@@ -16,6 +16,7 @@ from shoal.core.errors import InputError, NotFoundError
 from shoal.data.checkins import CheckinLog
 from shoal.spatial.columns import AttributeSpec
 from shoal.spatial.config import SpatialKeywordIndexConfig
+from shoal.spatial.fewwords import read_few_words
 from shoal.spatial.ids import Ids
 from shoal.spatial.ingest import make_columns, make_specs
 from shoal.spatial.labels import Labels
@@ -177,15 +178,21 @@ class SpatialKeywordIndex(IndexReader):
         InputError
             A row is wrong, or an id is there twice; nothing is changed then.
         """
+        few = None
+        if len(lon) < self._store.memtable_rows:
+            few = read_few_words(keywords, len(lon), exact=self.config.analyzer == "exact")
         probe = make_columns(
             lon,
             lat,
             keys=np.arange(len(lon), dtype=np.int64),
-            keywords=keywords,
+            keywords=keywords if few is None else None,
             attributes=attributes,
             specs=self.attribute_specs,
             analyzer=self.config.analyzer,
         )
+        if few is not None:
+            words, ptr, word_ids = few
+            probe = dataclasses.replace(probe, words=words, word_ptr=ptr, word_ids=word_ids)
         if len(ids) != len(probe):
             raise InputError(f"{len(ids)} ids for {len(probe)} places", field="ids")
         if labels is not None and len(labels) != len(probe):

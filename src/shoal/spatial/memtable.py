@@ -95,27 +95,32 @@ class Memtable:
         """Return how many more rows fit."""
         return self.capacity - self.rows
 
-    def append(self, columns: PlaceColumns) -> None:
-        """Add rows; they are in no view yet.
+    def append(self, columns: PlaceColumns) -> int:
+        """Add rows; they are in no view yet. Return how many words they have.
 
-        The caller sees to it that there is room and that no key is alive here.
+        The caller sees to it that there is room and that no key is alive here. The
+        vocabulary need not be sorted, and words may be repeated in it and in a row.
         """
         first, count = self.rows, len(columns)
         stop = first + count
-        local = self.vocabulary
+        local, word_ptr = self.vocabulary, columns.word_ptr
         new = [word for word in columns.words if word not in local]
-        self._words += new  # before its id, so that a reader finds its text
-        local.update(zip(new, range(len(local), len(self._words)), strict=True))
+        if new:
+            new = list(dict.fromkeys(new))
+            self._words += new  # before its id, so that a reader finds its text
+            local.update(zip(new, range(len(local), len(self._words)), strict=True))
         ids = np.fromiter(map(local.__getitem__, columns.words), np.int32, len(columns.words))
+        ids = ids[columns.word_ids] if len(ids) else ids
+        if kernels.repeats(word_ptr, ids):
+            word_ptr, ids = _each_once(word_ptr, ids)
         start = int(self._ptr[first])
-        end = start + len(columns.word_ids)
+        end = start + len(ids)
         if end > len(self._ids):
             self._grow_places(end, start)
         if len(local) > len(self._counts):
             self._grow_words(len(local))
-        if end > start:
-            self._ids[start:end] = ids[columns.word_ids]
-        self._ptr[first + 1 : stop + 1] = columns.word_ptr[1:] + start
+        self._ids[start:end] = ids
+        self._ptr[first + 1 : stop + 1] = word_ptr[1:] + start
         self._keys[first:stop] = columns.keys
         self._lon[first:stop] = columns.lon
         self._lat[first:stop] = columns.lat
@@ -127,6 +132,7 @@ class Memtable:
         self.row_of.update(zip(columns.keys.tolist(), range(first, stop), strict=True))
         self.n_words += end - start
         self.rows = stop
+        return end - start
 
     def _grow_places(self, least: int, used: int) -> None:
         size = max(least, 2 * len(self._ids))
@@ -393,3 +399,13 @@ class MemtableView:
             region.points if region else _NO_POINTS,
             region.ptr if region else _NO_PTR,
         )
+
+
+def _each_once(
+    ptr: npt.NDArray[np.int64], ids: npt.NDArray[np.int32]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """Return the words of rows without those that a row has already."""
+    pairs = np.repeat(np.arange(len(ptr) - 1, dtype=np.int64) << 32, np.diff(ptr)) | ids
+    pairs = np.unique(pairs)
+    counts = np.bincount(pairs >> 32, minlength=len(ptr) - 1)
+    return np.concatenate([[0], np.cumsum(counts)]), (pairs & 0xFFFFFFFF).astype(np.int32)

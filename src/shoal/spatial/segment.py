@@ -32,7 +32,7 @@ __all__ = ["Segment", "SegmentView", "VisitParts", "find_living"]
 
 #: Rows that died since a view was taken, above which it gets a mask of its own.
 _REVIVED = 256
-#: Rows that die in one go.
+#: Rows that are found, or die, in one go: who waits for the lock of Python gets it in between.
 _TOGETHER = 4096
 
 
@@ -157,7 +157,6 @@ class Segment:
             words = self._dead_words = DeadWords(
                 self.layout, self.lengths, self._log[: self.deaths]
             )
-        # Not all at once: whoever waits for the interpreter's lock gets it in between.
         return sum(
             self._kill_some(rows[first : first + _TOGETHER], words)
             for first in range(0, len(rows), _TOGETHER)
@@ -203,7 +202,11 @@ def find_living(
     where, rows = np.full(len(keys), -1, dtype=np.int64), np.empty(len(keys), dtype=np.int64)
     if segments and len(keys):
         places = np.array([segment.places for segment in segments], dtype=np.int64)
-        kernels.find_live(places, keys, where, rows)
+        low = np.empty(min(len(keys), _TOGETHER), dtype=np.int64)
+        for first in range(0, len(keys), _TOGETHER):
+            part = slice(first, first + _TOGETHER)
+            wanted = keys[part]
+            kernels.find_live(places, wanted, low[: len(wanted)], where[part], rows[part])
     return where, rows
 
 

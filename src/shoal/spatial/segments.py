@@ -370,8 +370,8 @@ class SegmentStore:
         if note and self._durable is not None:
             self._durable.apply("upsert", note)
         rows, words = self._kill(columns.keys)
-        self._memtable.append(columns)
-        self._publish(len(columns) - rows, len(columns.word_ids) - words)
+        added = self._memtable.append(columns)
+        self._publish(len(columns) - rows, added - words)
 
     def apply_delete(self, keys: npt.NDArray[np.int64], note: bytes = b"") -> int:
         """Delete rows; for this class and the replay of a journal."""

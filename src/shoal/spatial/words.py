@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 
 from shoal.core.errors import InputError
 from shoal.data.words import fold, tokenize
-from shoal.spatial.fewwords import read_few_words
 from shoal.spatial.vocabulary import Vocabulary
 
 __all__ = [
@@ -33,7 +32,7 @@ Analyzer: TypeAlias = Literal["words", "exact"]
 MAX_QUERY_WORDS = 64
 
 #: (vocabulary sorted by UTF-8 bytes, ptr int64 [n + 1], ids int32 ascending in each row)
-WordColumns: TypeAlias = tuple[Sequence[str], npt.NDArray[np.int64], npt.NDArray[np.int32]]
+WordColumns: TypeAlias = tuple[Vocabulary, npt.NDArray[np.int64], npt.NDArray[np.int32]]
 
 #: Bytes that a normalised word may have anywhere: ASCII, no capital, nothing that is stripped.
 _SETTLED = np.zeros(256, dtype=np.bool_)
@@ -108,9 +107,6 @@ def read_words(keywords: Any, n: int, analyzer: Analyzer) -> WordColumns:
     InputError
         The number of entries is not ``n``, or an entry is neither.
     """
-    few = read_few_words(keywords, n, exact=analyzer == "exact")
-    if few is not None:
-        return few
     if keywords is None:
         nothing = Vocabulary(pa.array([], type=pa.large_string()))
         return nothing, np.zeros(n + 1, dtype=np.int64), np.empty(0, dtype=np.int32)
