@@ -10,7 +10,7 @@ from shoal.core.progress import progress
 __all__ = ["COMPILING", "compiling_shown"]
 
 #: What is said.
-COMPILING = "compiling the search for this machine, once: about half a minute"
+COMPILING = "compiling the search, once: about half a minute"
 
 
 @contextmanager
