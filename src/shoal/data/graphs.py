@@ -38,6 +38,8 @@ class EdgeTable:
     kind_names : tuple of str
     directed : bool or None
         What the file says; None where its format cannot.
+    direction : {"forward", "backward"} or None
+        Whether ``source`` influences ``target`` or the other way, where it is known.
     dropped : int
         Lines that were wrong and left out.
     notes : tuple of str
@@ -51,6 +53,7 @@ class EdgeTable:
     kinds: npt.NDArray[np.int64] | None = None
     kind_names: tuple[str, ...] = ()
     directed: bool | None = None
+    direction: Literal["forward", "backward"] | None = None
     dropped: int = 0
     notes: tuple[str, ...] = ()
 

@@ -41,6 +41,7 @@ def from_table(
 ) -> Graph:
     """See :meth:`Graph.from_table`."""
     directed = table.directed if directed is None else directed
+    direction = table.direction if direction is None else direction
     if direction not in {None, "forward", "backward"}:
         raise InputError("must be forward or backward", field="direction", value=direction)
     if directed and direction is None:
