@@ -111,11 +111,11 @@ def clock_cost(clock: Callable[[], int]) -> float:
     return statistics.median(differences) / 1e3
 
 
-def kernel_us(call: Callable[[int], Any], least_ns: int = 100_000) -> float:
+def kernel_us(call: Callable[[int], Any], least_ns: int = 1_000_000) -> float:
     """Return the CPU time of one answer of ``call(repeats)``, microseconds.
 
-    ``repeats`` grows until the call takes a tenth of a millisecond, so that what
-    surrounds the kernel hardly counts.
+    ``repeats`` grows until the call takes a millisecond, so that what surrounds the
+    kernel (some 60 microseconds) hardly counts.
     """
     repeats = 8
     while True:

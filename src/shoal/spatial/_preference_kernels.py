@@ -18,7 +18,7 @@ from shoal.spatial._best_kernels import (
     queue_pop,
     queue_push,
 )
-from shoal.spatial._block_kernels import ask_for_rows, gallop, near_km, too_far
+from shoal.spatial._block_kernels import gallop, near_km, too_far
 from shoal.spatial._bound_kernels import (
     attribute_bound,
     box_distance2,
@@ -27,7 +27,15 @@ from shoal.spatial._bound_kernels import (
     cost_limit,
     space_bound,
 )
-from shoal.spatial._build_kernels import FAN_OUT, load_f4, load_f8, load_i8, load_u1, load_u4
+from shoal.spatial._build_kernels import (
+    FAN_OUT,
+    load_f4,
+    load_f8,
+    load_i8,
+    load_u1,
+    load_u4,
+    prefetch,
+)
 from shoal.spatial._kernels import (
     BLOCK_BOXES,
     BLOCK_HIGH,
@@ -69,6 +77,8 @@ __all__ = ["search_preferred"]
 FEW = 64
 #: Postings that are looked at without going deeper where the words hardly ever meet.
 SELDOM = 4096
+#: More than what steps of 1 / 255 take from a bound on several attributes together.
+TIGHT = 0.01
 
 
 @njit(error_model="numpy")
@@ -84,6 +94,18 @@ def _has_others(a, qi, t, row, ranges, base):
             if cursor == stop or load_u4(post, cursor) != row:
                 return False
     return True
+
+
+@njit(error_model="numpy")
+def _ask_for_values(a, qi, first, stop):
+    """Ask for the memory of the attributes of the rows ``post[first:stop]``."""
+    post, n, wide = load_i8(a, POST), load_i8(a, N), load_i8(a, WIDE) != 0
+    size = np.int64(8) if wide else np.int64(4)
+    values = load_i8(a, VALUES64) if wide else load_i8(a, VALUES32)
+    for j in range(load_i8(qi, N_PREFER)):
+        column = values + size * n * load_i8(qi, load_i8(qi, PREFER) + j)
+        for i in range(first, stop):
+            prefetch(column + size * load_u4(post, i))
 
 
 @njit(error_model="numpy")
@@ -114,7 +136,7 @@ def _scan(a, qi, qf, best, count, t, first, stop, node, ranges, base, near, text
     the nodes from ``node`` on (-1: they have none). ``room``: rows and costs of a block.
     """
     post = load_i8(a, POST)
-    prefer, live = load_i8(qi, N_PREFER), load_i8(qi, LIVE)
+    live = load_i8(qi, LIVE)
     words = load_i8(qi, N_WORDS)
     k = len(best[0])
     worst = np.int64(0) if k > HEAPED else np.int64(k - 1)
@@ -131,7 +153,7 @@ def _scan(a, qi, qf, best, count, t, first, stop, node, ranges, base, near, text
         end = min(stop, block + FAN_OUT)
         words_first = words > 1 and (count < k or stats[4] > 8 * stats[3] + 64)
         if not words_first:
-            ask_for_rows(a, block, end, prefer)
+            _ask_for_values(a, qi, block, end)
         stats[2] += end - block
         found = np.int64(0)
         for i in range(block, end):
@@ -250,8 +272,11 @@ def search_preferred(a, qi, qf, best, count, work, stats):
             if km > load_f8(qf, MAX_KM):
                 continue
             space = space_bound(qi, qf, km) if load_f8(qf, W_SPACE) > 0.0 else 0.0
-            attributes = min(1.0 - cost, attribute_bound(a, qi, qf, low, high, start + i))
-            bound = blend(qf, space, text, attributes)
+            bound = blend(qf, space, text, 1.0 - cost)
+            if count == k and bound - TIGHT < best[0][worst]:
+                # Bounded apart, equal attributes have no slack, and equal scores are cut off.
+                apart = attribute_bound(a, qi, qf, low, high, start + i)
+                bound = min(bound, blend(qf, space, text, apart))
             if hopeless(bound, km, best, count, k, worst):
                 continue
             node_at[made] = (level << 40) | i
