@@ -73,6 +73,8 @@ EDGE = 2 + HEAPED
 _FEW = 48
 #: The same where there are others.
 _MERGED = 640
+#: Share of the answers above which a node with that many expected is searched by its children.
+_SOME = 0.2
 #: Rows asked for ahead of the one that is looked at.
 _AHEAD = 24
 #: A list this many times as long as the shortest is searched, not read.
@@ -430,7 +432,7 @@ def search_nearest(a, qi, qf, best, count, work, near, stats):
                     continue
                 if tested > 0:
                     expected = max(expected, (last - first) * (met / tested))
-                if level > 1 and expected > k:
+                if level > 1 and expected > _SOME * k:
                     base = used
                     used += stride
                     descend = True
