@@ -84,6 +84,10 @@ def test_columns_by_number_and_by_name(tmp_path):
     only = table.of_kinds(["x"])
     assert (arcs(only), only.values.tolist()) == ([(1, 2), (3, 1)], [0.5, 2.0])
     assert arcs(read_edge_table(path, source=2, target="id")) == [(2, 7), (3, 8), (1, 9)]
+    named = write(tmp_path, "who,whom\na,b\n", "named.csv")
+    assert arcs(read_edge_table(named, source="who", target="whom")) == [("a", "b")]
+    assert arcs(read_edge_table(named, header=True)) == [("a", "b")]
+    assert arcs(read_edge_table(named)) == [("who", "whom"), ("a", "b")]
     for wrong in ({"source": 0}, {"source": 9}, {"values": "q"}, {"source": 2, "target": 2}):
         with pytest.raises(InputError):
             read_edge_table(path, **{"target": 1, **wrong})

@@ -130,6 +130,10 @@ def _available(commands: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, 
             "agent": ("shoal.cli.agent:agent", "Run a device."),
             "fleet": ("shoal.cli.fleet:fleet", "Look at the fleet, or simulate one."),
             "spatial": ("shoal.cli.spatial:spatial", "Search places: build, query, bench."),
+            "influence": (
+                "shoal.cli.influence:influence",
+                "Pick the few that reach the most: solve, train, explain, bench.",
+            ),
             "up": ("shoal.cli.up:up", "Cloud, console and a small fleet on this machine."),
             "demo": ("shoal.cli.demo:demo", "Play the main job: release, results, rollback."),
         }

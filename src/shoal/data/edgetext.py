@@ -131,6 +131,8 @@ def parse_edges(
             "edge lists are read by 'numba', which is not installed",
             hint="pip install 'shoal[influence]'",
         ) from None
+    if header is None and any(isinstance(column, str) for column in wanted.values()):
+        header = True
     form = _sniff(content, name, separator=separator, ids=ids, header=header)
     places = choose(form.head, form.columns, wanted, name)
     order = [places[role] for role in ("source", "target", "values", "kinds")]
