@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 
 from shoal.spatial._best_kernels import HEAPED, _grown, put, queue_key, queue_pop, queue_push
-from shoal.spatial._bound_kernels import box_distance2, space_bound
+from shoal.spatial._bound_kernels import attribute_part, box_distance2, combine, space_bound
 from shoal.spatial._build_kernels import (
     FAN_OUT,
     load_f8,
@@ -27,10 +27,8 @@ from shoal.spatial._kernels import (
     BLOCK_BOXES,
     BLOCK_HIGH,
     BLOCK_LOW,
-    COLUMNS,
     COS_LAT,
     EXACT,
-    FLIP,
     KEYS,
     LAT,
     LAT32,
@@ -44,8 +42,6 @@ from shoal.spatial._kernels import (
     N_PREFER,
     N_WORDS,
     POST,
-    PREFER,
-    PREFER_WEIGHT,
     PTR,
     VALUES32,
     VALUES64,
@@ -173,35 +169,22 @@ def block_bound(a, qi, qf, node, text):
     space = space_bound(qi, qf, km) if load_f8(qf, W_SPACE) > 0.0 else 0.0
     attributes = 0.0
     if load_f8(qf, W_ATTRIBUTES) > 0.0:
-        total = 0.0
-        first = node * load_i8(a, COLUMNS)
-        for j in range(load_i8(qi, N_PREFER)):
-            c = first + load_i8(qi, load_i8(qi, PREFER) + j)
-            if load_i8(qi, load_i8(qi, FLIP) + j) != 0:
-                total += load_f8(qf, load_i8(qi, PREFER_WEIGHT) + j) * (
-                    1.0 - load_u1(load_i8(a, BLOCK_HIGH), c) / 255.0
-                )
-            else:
-                total += load_f8(qf, load_i8(qi, PREFER_WEIGHT) + j) * (
-                    load_u1(load_i8(a, BLOCK_LOW), c) / 255.0
-                )
-        attributes = 1.0 - total
+        attributes = attribute_part(a, qi, qf, load_i8(a, BLOCK_LOW), load_i8(a, BLOCK_HIGH), node)
     return blend(qf, space, text, attributes), km
 
 
 @njit(error_model="numpy")
-def _scan_all(a, qi, qf, best, count, w, first, stop, ranges, base, near, text, stats):
+def _scan_all(a, qi, qf, best, count, w, first, stop, ranges, base, text, stats):
     """Offer the rows ``post[first:stop]`` of word ``w`` that have all words.
 
-    ``near`` is the largest space part there can be.
+    There are no preferences: ``_preference_kernels`` answers queries with some.
     """
     post = load_i8(a, POST)
     live = load_i8(qi, LIVE)
     words = load_i8(qi, N_WORDS)
     k = len(best[0])
     worst = 0 if k > HEAPED else k - 1
-    prefer = load_i8(qi, N_PREFER)
-    attributes_first = prefer > 0 and load_f8(qf, W_ATTRIBUTES) > load_f8(qf, W_SPACE)
+    none = np.int64(0)
     others = 0
     for v in range(words):
         if v != w:
@@ -209,11 +192,11 @@ def _scan_all(a, qi, qf, best, count, w, first, stop, ranges, base, near, text, 
             ranges[base + 2 * words + v] = ranges[base + 2 * v]
     words_first = words > 1 and others <= 32 * (stop - first)
     if not words_first:
-        ask_for_rows(a, first, min(stop, first + FAN_OUT), prefer)
+        ask_for_rows(a, first, min(stop, first + FAN_OUT), none)
     stats[2] += stop - first
     for i in range(first, stop):
         if not words_first and (i - first) & (FAN_OUT - 1) == 0 and i > first:
-            ask_for_rows(a, i, min(stop, i + FAN_OUT), prefer)
+            ask_for_rows(a, i, min(stop, i + FAN_OUT), none)
         row = load_u4(post, i)
         missing = False
         if words_first:
@@ -230,28 +213,14 @@ def _scan_all(a, qi, qf, best, count, w, first, stop, ranges, base, near, text, 
             if missing:
                 continue
             stats[3] += 1
-        attributes = 0.0
-        if attributes_first:
-            attributes = attributes_of(a, qi, qf, row, False)
-            if attributes < -0.5:
-                continue
-            if count == k and blend(qf, near, text, attributes) < best[0][worst]:
-                continue
-        best_attributes = attributes if attributes_first else 1.0
-        if too_far(a, qi, qf, best, count, worst, row, text, best_attributes):
+        if too_far(a, qi, qf, best, count, worst, row, text, 0.0):
             continue
         km = distance_of(a, qf, row)
         if not km <= load_f8(qf, MAX_KM):
             continue
         space = decayed(qi, qf, km)
-        if prefer > 0 and not attributes_first:
-            if count == k and blend(qf, space, text, 1.0) < best[0][worst]:
-                continue
-            attributes = attributes_of(a, qi, qf, row, False)
-            if attributes < -0.5:
-                continue
         stats[1] += 1
-        score = blend(qf, space, text, attributes)
+        score = blend(qf, space, text, 0.0)
         if count == k and (
             score < best[0][worst] or (score == best[0][worst] and km > best[1][worst])
         ):
@@ -398,6 +367,7 @@ def search_plain(a, qi, qf, best, count, work, stats):
     worst = 0 if k > HEAPED else k - 1
     stride = 3 * words  # from, to and a cursor for each word
     used = stride
+    combine(a, qi, qf)
     rarest, least = _trees(a, qi, ranges, order, tables)
     full_text = 0.0
     for w in range(words):
@@ -405,13 +375,10 @@ def search_plain(a, qi, qf, best, count, work, stats):
     if every:
         if least == 0:
             return count
-        if tables[rarest, 19] == 0 or (
-            least <= (MERGED if words > 1 else FEW)
-            and (words > 1 or load_f8(qf, W_ATTRIBUTES) == 0.0)
-        ):
+        if tables[rarest, 19] == 0 or least <= (MERGED if words > 1 else FEW):
             return _scan_all(
                 a, qi, qf, best, count, rarest, ranges[2 * rarest], ranges[2 * rarest + 1], ranges,
-                np.int64(0), 1.0, full_text, stats,
+                np.int64(0), full_text, stats,
             )  # fmt: skip
     room = len(heap)
     size = made = np.int64(0)
@@ -488,12 +455,12 @@ def search_plain(a, qi, qf, best, count, work, stats):
         first = ranges[2 * t] + i * width
         last = min(ranges[2 * t + 1], first + width)
         if level == 0:
-            near = space_bound(qi, qf, km) if load_f8(qf, W_SPACE) > 0.0 else 0.0
             if every:
                 count = _scan_all(
-                    a, qi, qf, best, count, t, first, last, ranges, base, near, full_text, stats
+                    a, qi, qf, best, count, t, first, last, ranges, base, full_text, stats
                 )
             else:
+                near = space_bound(qi, qf, km) if load_f8(qf, W_SPACE) > 0.0 else 0.0
                 count = _scan_any(
                     a, qi, qf, best, count, t, first, last, ranges, base, order, near, stats
                 )
@@ -533,10 +500,9 @@ def search_plain(a, qi, qf, best, count, work, stats):
                 # Words that hardly ever meet: going down would only add nodes to the postings.
                 seldom = stats[4] >= 48 and stats[4] > 8 * stats[3]
                 if left <= (SELDOM if seldom else FAN_OUT):
-                    near = space_bound(qi, qf, km) if load_f8(qf, W_SPACE) > 0.0 else 0.0
                     count = _scan_all(
                         a, qi, qf, best, count, few, ranges[base + 2 * few],
-                        ranges[base + 2 * few + 1], ranges, base, near, full_text, stats,
+                        ranges[base + 2 * few + 1], ranges, base, full_text, stats,
                     )  # fmt: skip
                     continue
             else:

@@ -57,6 +57,7 @@ from shoal.spatial._score import box_chord2, km_of_chord2
 
 __all__ = [
     "attribute_bound",
+    "attribute_part",
     "bounds_of_nodes",
     "box_distance2",
     "combine",
@@ -192,6 +193,15 @@ def attribute_bound(a, qi, qf, low, high, node):
 
 
 @njit(error_model="numpy")
+def attribute_part(a, qi, qf, low, high, node):
+    """Return the better of both bounds on the attribute part of a node's rows."""
+    return min(
+        1.0 - combined_cost(a, qi, qf, low, high, node),
+        attribute_bound(a, qi, qf, low, high, node),
+    )
+
+
+@njit(error_model="numpy")
 def node_bound(a, qi, qf, blocks, node, text):
     """Return (no score below the node is above this, nor a distance below this).
 
@@ -229,10 +239,7 @@ def node_bound(a, qi, qf, blocks, node, text):
             return -1.0, km
     attributes = 0.0
     if load_f8(qf, W_ATTRIBUTES) > 0.0:
-        attributes = min(
-            1.0 - combined_cost(a, qi, qf, low, high, node),
-            attribute_bound(a, qi, qf, low, high, node),
-        )
+        attributes = attribute_part(a, qi, qf, low, high, node)
     return blend(qf, space, text, attributes), km
 
 
