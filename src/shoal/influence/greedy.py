@@ -223,7 +223,7 @@ def _by_heap(problem: CoverProblem, units: FixedPoint, *, by_cost: bool) -> Pick
     count = int(state[kernels.PICKS])
     return Picked(
         picked[:count].astype(np.int64),
-        gains[:count] * units.unit,
+        np.asarray(gains[:count] * units.unit, dtype=np.float64),
         finished,
         "greedy by gain per cost" if by_cost else "greedy",
         {"arcs": int(state[kernels.ARCS]), "sunk": int(state[kernels.STALE])},
