@@ -27,6 +27,13 @@ PROMISES = {
         "it does not pass the conditions of where",
     ],
     "live_places.py": ["built: Anchor, Bakery", "opened again: Chapter, Bakery 2", "with 9"],
+    "which_packages.py": [
+        "50 packages reach 69.0% within 1 hop",
+        "no other 50 reach more than 69.0% (proven)",
+        "50 packages reach 83.7% within 2 hops",
+        "libc6            adds 21,809",
+        "are enough for 80% within 3 hops: libc6",
+    ],
     "middleware.py": ["a browser gets {'item': 7}", "and the notice 0.0.0"],
 }
 
