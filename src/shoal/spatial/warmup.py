@@ -18,7 +18,7 @@ from numba.core.event import Listener, install_listener
 from shoal.spatial.request import Query
 
 if TYPE_CHECKING:
-    from shoal.spatial.reader import IndexReader
+    from shoal.spatial.index import SpatialKeywordIndex
     from shoal.spatial.snapshot import Snapshot
 
 __all__ = ["compiling", "warm_up"]
@@ -57,7 +57,7 @@ class _First(Listener):  # type: ignore[misc]  # numba has no types
         pass
 
 
-def warm_up(index: IndexReader, *, changes: bool = False) -> int:
+def warm_up(index: SpatialKeywordIndex, *, changes: bool = False) -> int:
     """Ask an index one query of each kind that it can answer; return how many.
 
     Afterwards no query waits for a compiler, nor for numba to load itself. The
@@ -65,7 +65,7 @@ def warm_up(index: IndexReader, *, changes: bool = False) -> int:
 
     Parameters
     ----------
-    index : IndexReader
+    index : SpatialKeywordIndex
         An empty one is not asked.
     changes : bool
         Be ready for places that come and go as well: a small index of the same
@@ -73,7 +73,7 @@ def warm_up(index: IndexReader, *, changes: bool = False) -> int:
     """
     asked = _ask_all(index) if index.n_live else 0
     if changes:
-        from shoal.spatial.index import SpatialKeywordIndex  # noqa: PLC0415 - it is a reader too
+        from shoal.spatial.index import SpatialKeywordIndex  # noqa: PLC0415 - only where used
 
         side = np.arange(4.0)
         with SpatialKeywordIndex.build(
@@ -90,7 +90,7 @@ def warm_up(index: IndexReader, *, changes: bool = False) -> int:
     return asked
 
 
-def _ask_all(index: IndexReader) -> int:
+def _ask_all(index: SpatialKeywordIndex) -> int:
     asked, explained = 0, False
     for query in _kinds(index):
         found = index.ask(query)
@@ -103,7 +103,7 @@ def _ask_all(index: IndexReader) -> int:
     return asked
 
 
-def _kinds(index: IndexReader) -> Iterator[Query]:
+def _kinds(index: SpatialKeywordIndex) -> Iterator[Query]:
     """Yield queries that together reach every kernel of a search."""
     here, words = (0.0, 0.0), _some_words(index.snapshot())
     yield Query(point=here)
