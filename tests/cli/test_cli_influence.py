@@ -220,13 +220,36 @@ def test_explain(edges):
 
 def test_train_and_evaluate(edges, tmp_path):
     pytest.importorskip("torch")
-    pytest.importorskip("shoal.influence.fastcover")
     assert "nothing to train" in run("train", "--out", tmp_path / "m", fails=2)["message"]
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("")
     said = run("train", edges, *FORWARD, "--out", tmp_path / "full", fails=2)
     assert "there already" in said["message"]
-    rows = run("evaluate", edges, *FORWARD, "-k", 2)
+    made = run("train", edges, *FORWARD, "--out", tmp_path / "m", "--epochs", 2)
+    assert (made["graphs"], made["training"]["epochs"]) == (1, 2)
+    assert not list(tmp_path.glob("*.checkpoint"))
+    rows = run("evaluate", edges, *FORWARD, "-k", 2, "--model", tmp_path / "m")
     assert rows[0]["greedy"] == 8.0
     assert 0 < rows[0]["network"] <= 1
     assert {"degree", "vote", "k", "graph", "hops"} <= set(rows[0])
+    asked = ("evaluate", edges, *FORWARD, "--model", tmp_path / "m")
+    assert "for 1 hops" in run(*asked, "--hops", 2, fails=2)["message"]
+    assert run(*asked[:-1], tmp_path / "none", fails=4)["error"] == "NotFoundError"
+
+
+def test_an_interrupted_training_goes_on(edges, tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    from shoal.influence.fastcover import FastCover
+
+    saved = FastCover.save
+
+    def interrupted(*_args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FastCover, "save", interrupted)
+    asked = ["influence", "train", str(edges), *FORWARD, "--out", str(tmp_path / "m")]
+    assert CliRunner().invoke(cli, [*asked, "--epochs", "1"]).exit_code == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["m.checkpoint"]
+    monkeypatch.setattr(FastCover, "save", saved)
+    assert run(*asked[1:], "--epochs", 1)["training"]["epochs"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]

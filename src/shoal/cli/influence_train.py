@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,13 @@ _FORMS = click.Choice(["paper", "improved"])
 @click.option(
     "--generated", type=int, default=0, help="Train on this many generated graphs as well."
 )
+@click.option(
+    "--validation",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="The best epoch is chosen on these; repeatable.",
+)
+@click.option("--epochs", type=int, help="At most; that of the form without it.")
 @json_option
 def train(
     out: Output,
@@ -40,12 +48,15 @@ def train(
     form: Any,
     seed: int,
     generated: int,
+    validation: tuple[Path, ...],
+    epochs: int | None,
     **options: Any,
 ) -> None:
     """Train a network on the graphs in SOURCES and keep it in a folder.
 
-    All SOURCES are read with the same options. Heavy-tailed graphs teach, evenly
-    random ones do not. Ctrl-C keeps nothing new and leaves a model that is there.
+    All files are read with the same options. Heavy-tailed graphs teach, evenly
+    random ones do not. After Ctrl-C the same command goes on where it was: what was
+    learned stands in OUT.checkpoint until the model is written.
     """
     from shoal.influence.fastcover import FastCover
 
@@ -56,11 +67,22 @@ def train(
     graphs += _generated(generated, seed)
     if not graphs:
         raise InputError("nothing to train on", hint="name files, or --generated 4")
-    model = FastCover(hops, form=form, seed=seed).fit(graphs)
+    watched = [read_graph(source, dict(options))[0] for source in validation]
+    checkpoint = folder.with_name(f"{folder.name}.checkpoint")
+    model = FastCover(hops, form=form, seed=seed)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RuntimeWarning)
+        model.fit(graphs, validation=watched or None, epochs=epochs, checkpoint=checkpoint)
+    notes = [str(one.message) for one in caught if one.category is RuntimeWarning]
     model.save(folder)
+    checkpoint.unlink(missing_ok=True)
     said = {"folder": str(folder), "graphs": len(graphs), "hops": hops, "form": form, "seed": seed}
-    out.value(said)
+    out.value({**said, "training": model.training, "notes": notes})
     out.line(f"{folder}: {form} form for {hops} hops, of {len(graphs)} graphs")
+    out.line(f"epoch {model.training['best_epoch']} of {model.training['epochs']} was kept")
+    if not out.as_json:
+        for note in notes:
+            click.echo(f"note: {note}", err=True)
 
 
 @click.command()
