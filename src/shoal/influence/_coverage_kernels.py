@@ -76,6 +76,5 @@ def spread_registers(ptr, ids, registers):
         for e in range(ptr[v], ptr[v + 1]):
             w = ids[e]
             for r in range(width):
-                if registers[w, r] > after[v, r]:
-                    after[v, r] = registers[w, r]
+                after[v, r] = max(after[v, r], registers[w, r])
     return after

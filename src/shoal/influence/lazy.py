@@ -32,6 +32,9 @@ SLICE_ARCS = 64_000_000
 #: this many walks over the arcs.
 _NARROW_FROM = 12
 
+#: ... until it would cost this many.
+_NARROW_TO = 1
+
 #: Candidates, best by a sample of targets, that are searched from before narrowing.
 _TRIED_FIRST = 8
 
@@ -133,11 +136,9 @@ class LazyRun:
 
     def may_choose(self, row: int) -> bool:
         """Say whether a seed more is within k, target and budget."""
-        return bool(
-            self.picks < self.problem.k
-            and int(self.state[kernels.COVERED]) < self.need
-            and (self.budget < 0 or self.spent[0] + self.cost[row] <= self.budget)
-        )
+        if self.over:
+            return False
+        return bool(self.budget < 0 or self.spent[0] + self.cost[row] <= self.budget)
 
     def search(self, rows: Rows) -> float:
         """Make the keys of ``rows`` the truth; return the largest."""
@@ -161,10 +162,17 @@ class LazyRun:
             )
         )
 
-    def run(self, method: str) -> Picked:
-        """Choose to the end and return all."""
-        self._refresh()
-        finished = run_slices(self.problem, self._one_slice)
+    @property
+    def over(self) -> bool:
+        """Whether there are k seeds, or the target is reached."""
+        return self.picks >= self.problem.k or int(self.state[kernels.COVERED]) >= self.need
+
+    def run(self, method: str, *, slices: bool = True) -> Picked:
+        """Choose to the end, or without ``slices`` no more, and return all."""
+        finished = True
+        if slices:
+            self._refresh()
+            finished = run_slices(self.problem, self.state, self._one_slice)
         count = self.picks
         return Picked(
             self.picked[:count].copy(),
@@ -211,7 +219,7 @@ class LazyRun:
             size = int(state[kernels.SIZE])
             if self._refresh() < 0.02 * size:
                 self._slice = min(2 * self._slice, SLICE_ARCS)
-        elif self._narrowed < picks:
+        elif self._narrowed < picks and self.problem.hops > 1:
             self._narrowed = picks
             searches = max(int(state[kernels.EVALUATIONS]) - tried, 1)
             self._narrow((int(state[kernels.ARCS]) - arcs) / searches)
@@ -286,7 +294,7 @@ class LazyRun:
         size = self._tighten(rows, len(rows), found, rest, best)
         self.tiles += 1
         for some, few in _blocks(targets[order], reached_by[order], hops * graph.m):
-            if size * search_arcs < hops * graph.m or self.problem.late():
+            if size * search_arcs < _NARROW_TO * hops * graph.m or self.problem.late():
                 break
             if few:
                 self.state[kernels.STAMP] = sketch_kernels.tell_reachers(

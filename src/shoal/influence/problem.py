@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -74,6 +74,8 @@ class CoverProblem:
         Threads.
     seed : int
         Of everything that is drawn.
+    watch : callable, optional
+        Called between slices of work with the number of seeds so far.
     """
 
     graph: Graph
@@ -88,6 +90,7 @@ class CoverProblem:
     deadline: float | None = None
     n_jobs: int = 1
     seed: int = 0
+    watch: Callable[[int], None] | None = field(default=None, repr=False, compare=False)
 
     @property
     def total(self) -> float:
