@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import re
 
 import numpy as np
 import polars as pl
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.core.errors import InputError, NotFoundError
+from shoal.data import edgetext
 from shoal.data.graphs import EdgeTable, read_edge_table
 
 
@@ -205,6 +207,63 @@ def test_the_reader_agrees_with_split(tmp_path_factory, pairs, separator, text):
     table = read_edge_table(path, ids="text" if text else "auto")
     found = [tuple(map(int, arc)) for arc in arcs(table)]
     assert found == pairs
+
+
+def slow_rows(content, form):
+    """Read the lines after the head one by one; return arcs, or the number of the wrong line."""
+    found = []
+    for row, line in enumerate(content.split(b"\n"), 1):
+        if row <= form.line:
+            continue
+        fields = line.split() if not form.separator else line.split(bytes([form.separator]))
+        blanks = b" \r\v\f" if form.separator == 9 else b" \t\r\v\f"
+        if not line.strip(blanks) or line.strip(blanks)[:1] in {b"#", b"%"}:
+            continue
+        fields = [field.strip(blanks) for field in fields]
+        if len(fields) != form.columns:
+            return row
+        if form.integers and not all(re.fullmatch(rb"[-+]?\d{1,18}", f) for f in fields[:2]):
+            return row
+        if not all(fields[:2]):
+            return row
+        found.append(tuple(map(int, fields[:2])) if form.integers else tuple(fields[:2]))
+    return found
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(
+    st.sampled_from(["0 1\n", "a b\n", "0,1\n", "0\t1\n", "a;b;c\n", "0 1 x\n"]),
+    st.lists(st.text("017 \t,;-+.ab#%\r\f\n", max_size=9)),
+)
+def test_the_kernel_reads_what_the_slow_reader_reads(first, rest):
+    content = (first + "\n".join(rest)).encode()
+    wanted = dict.fromkeys(("source", "target", "values", "kinds"))
+    try:
+        form = edgetext._sniff(content, "e", separator=None, ids="auto", header=False)
+        expected = slow_rows(content, form)
+    except InputError:
+        return
+    try:
+        table = edgetext.parse_edges(content, "e", wanted, header=False)
+    except InputError as error:
+        assert error.row == expected
+        return
+    found = zip(table.source.tolist(), table.target.tolist(), strict=True)
+    if table.names is not None:
+        found = ((table.names[a].encode(), table.names[b].encode()) for a, b in found)
+    assert list(found) == expected
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.binary(max_size=60), st.sampled_from([b"a,b\n", b'"a",b\n', b"0 1\n", b""]))
+def test_no_bytes_do_anything_but_an_error_or_arcs(content, first):
+    wanted = dict.fromkeys(("source", "target", "values", "kinds")) | {"values": 2}
+    for asked in (wanted, {**wanted, "values": None}):
+        try:
+            table = edgetext.parse_edges(first + content, "e", asked)
+        except InputError:
+            continue
+        assert len(table.source) == len(table.target) > 0
 
 
 def test_parquet(tmp_path):

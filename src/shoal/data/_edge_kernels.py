@@ -24,7 +24,7 @@ def count_lines(text):
 
 @njit(cache=True, nogil=True, inline="never")
 def _is_blank(byte, separator):
-    return (byte in (9, 11, 13, 32)) and byte != separator
+    return (byte in (9, 11, 12, 13, 32)) and byte != separator
 
 
 @njit(cache=True, nogil=True)

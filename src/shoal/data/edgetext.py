@@ -241,8 +241,11 @@ def _same_split(line: bytes) -> bool:
 def _fields(line: bytes, separator: int) -> list[bytes]:
     if not separator:
         return line.split()
-    text = line.decode("utf-8", "surrogateescape")
-    fields = next(csv.reader([text], delimiter=chr(separator), skipinitialspace=True), [])
+    text = line.decode("utf-8", "surrogateescape").replace("\r", " ")
+    try:
+        fields = next(csv.reader([text], delimiter=chr(separator), skipinitialspace=True), [])
+    except csv.Error:  # one field of a hundred thousand letters, say
+        fields = text.split(chr(separator))
     return [field.strip().encode("utf-8", "surrogateescape") for field in fields]
 
 
