@@ -311,32 +311,40 @@ def find_rows(keys, order, wanted, out):
 
 
 @njit(cache=True)
-def find_live(segments, wanted, low, found_in, out):
+def find_live(segments, wanted, low, still, found_in, out):
     """Set ``out[i]`` to the living row of each wanted key, ``found_in[i]`` to its segment, or -1.
 
     ``segments`` is int64 [m, 4]: number of rows, addresses of keys, of the rows in the
     order of their keys, and of the mask of the living, 0 when no row has died. All
     keys take one step of the search after the other, so that the memory of many is
-    asked for at once; ``low`` is int64 [keys], to work with.
+    asked for at once; ``low`` and ``still`` are int64 [keys], to work with.
     """
     found_in[:] = -1
+    left_over = len(wanted)
+    for i in range(left_over):
+        still[i] = i
     for s in range(len(segments)):
         n, keys, order, live = segments[s, 0], segments[s, 1], segments[s, 2], segments[s, 3]
-        low[:] = 0
+        low[:left_over] = 0
         left = n
         while left > 0:
             half = (left + 1) >> 1
             # Each key's place is in low .. low + left.
-            for i in range(len(wanted)):
-                if load_i8(keys, load_u4(order, low[i] + half - 1)) < wanted[i]:
+            for i in range(left_over):
+                if load_i8(keys, load_u4(order, low[i] + half - 1)) < wanted[still[i]]:
                     low[i] += half
             left -= half
-        for i in range(len(wanted)):
-            if found_in[i] >= 0 or low[i] >= n:
-                continue
-            row = load_u4(order, low[i])
-            if load_i8(keys, row) == wanted[i] and (live == 0 or load_u1(live, row) == 1):
-                found_in[i], out[i] = s, row
+        kept = 0
+        for i in range(left_over):
+            which = still[i]
+            if low[i] < n:
+                row = load_u4(order, low[i])
+                if load_i8(keys, row) == wanted[which] and (live == 0 or load_u1(live, row) == 1):
+                    found_in[which], out[which] = s, row
+                    continue
+            still[kept] = which
+            kept += 1
+        left_over = kept
 
 
 @njit(cache=True)

@@ -16,6 +16,8 @@ __all__ = ["read_few_words"]
 
 #: Places from which on columns are faster.
 _MOST_ROWS = 2048
+#: White space of ASCII, but for the end of a line.
+_SPACES = "\t\v\f\r\x1c\x1d\x1e\x1f "
 
 _Few = tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.int32]]
 
@@ -57,5 +59,7 @@ def read_few_words(keywords: Any, n: int, *, exact: bool) -> _Few | None:
 
 
 def _is_normal(text: str, lines: int) -> bool:
-    """Say whether words, one a line, are ASCII without capitals and without any white space."""
-    return text.isascii() and text == text.lower() and len(text.split()) == lines
+    """Say whether words, one a line, are ASCII without capitals and without white space."""
+    if not text.isascii() or text != text.lower() or text.count("\n") != max(0, lines - 1):
+        return False
+    return not any(space in text for space in _SPACES)

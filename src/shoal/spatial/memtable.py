@@ -104,12 +104,14 @@ class Memtable:
         first, count = self.rows, len(columns)
         stop = first + count
         local, word_ptr = self.vocabulary, columns.word_ptr
-        new = [word for word in columns.words if word not in local]
-        if new:
-            new = list(dict.fromkeys(new))
+        found = list(map(local.get, columns.words))
+        if None in found:
+            pairs = zip(columns.words, found, strict=True)
+            new = list(dict.fromkeys(word for word, number in pairs if number is None))
             self._words += new  # before its id, so that a reader finds its text
             local.update(zip(new, range(len(local), len(self._words)), strict=True))
-        ids = np.fromiter(map(local.__getitem__, columns.words), np.int32, len(columns.words))
+            found = list(map(local.get, columns.words))
+        ids = np.array(found, dtype=np.int32)
         ids = ids[columns.word_ids] if len(ids) else ids
         if kernels.repeats(word_ptr, ids):
             word_ptr, ids = _each_once(word_ptr, ids)

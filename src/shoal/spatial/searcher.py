@@ -132,7 +132,7 @@ class Searcher:
             a, b = int(piece[0]), int(piece[-1]) + 1
             if isinstance(words, tuple):
                 ptr, ids = words
-                mine: Any = ptr[a : b + 1] - ptr[a], ids[ptr[a] : ptr[b]]
+                mine: Any = ptr[a : b + 1] - ptr[a], ids[..., ptr[a] : ptr[b]]
             else:
                 mine = words[a:b]
             return self._piece(x[a:b], y[a:b], mine)
@@ -199,11 +199,12 @@ class Searcher:
             plain = list(analyze_each(distinct, analyzer))
             if all(plain):
                 ids = fast.word_ids(plain)
-                number = dict(zip(distinct, ids.tolist(), strict=True))
+                number = {word: i for i, word in enumerate(distinct)}
                 ptr = np.zeros(len(keywords) + 1, dtype=np.int64)
                 np.cumsum([len(entry) for entry in keywords], out=ptr[1:])
                 found = map(number.__getitem__, flat)
-                return ptr, np.fromiter(found, dtype=np.int64, count=len(flat))
+                # Of several segments, each its own: a row of ids for each.
+                return ptr, ids[..., np.fromiter(found, dtype=np.int64, count=len(flat))]
         return [analyze_query(entry, analyzer) for entry in keywords]
 
     def _words(self, keywords: Sequence[str]) -> Sequence[str]:

@@ -202,11 +202,11 @@ def find_living(
     where, rows = np.full(len(keys), -1, dtype=np.int64), np.empty(len(keys), dtype=np.int64)
     if segments and len(keys):
         places = np.array([segment.places for segment in segments], dtype=np.int64)
-        low = np.empty(min(len(keys), _TOGETHER), dtype=np.int64)
+        low, still = np.empty((2, min(len(keys), _TOGETHER)), dtype=np.int64)
         for first in range(0, len(keys), _TOGETHER):
             part = slice(first, first + _TOGETHER)
             wanted = keys[part]
-            kernels.find_live(places, wanted, low[: len(wanted)], where[part], rows[part])
+            kernels.find_live(places, wanted, low, still, where[part], rows[part])
     return where, rows
 
 
