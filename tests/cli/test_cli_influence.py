@@ -179,9 +179,10 @@ def test_an_interrupt_leaves_what_is_there(edges, tmp_path, monkeypatch):
 
 
 def test_bench(edges):
-    found = run("bench", edges, *FORWARD, "-k", 2, "--hops", 1, "--method", "degree")
+    asked = ("bench", edges, *FORWARD, "-k", 2, "--hops", 1)
+    found = run(*asked, "--method", "degree", "--method", "improved")
     rows = {row["method"]: row for row in found["methods"]}
-    assert list(rows) == ["exact", "degree", "auto + swap"]
+    assert list(rows) == ["exact", "degree", "improved", "auto + swap"]
     assert rows["exact"]["greedy_ratio"] == 1.0
     assert rows["exact"]["covered"] == rows["auto + swap"]["covered"] == 8.0
     for row in rows.values():

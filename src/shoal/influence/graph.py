@@ -217,8 +217,15 @@ class Graph:
         table = table if only is None else table.of_kinds(only)
         return cls.from_table(table, directed=directed, direction=direction, n=n)
 
-    #: The format goes by the file's name; these say it in words.
-    read_parquet = read_graphml = read_edgelist
+    @classmethod
+    def read_parquet(cls, path: str | Path, **options: Any) -> Graph:
+        """Return the graph of a Parquet file, as :meth:`read_edgelist`."""
+        return cls.read_edgelist(path, format="parquet", **options)
+
+    @classmethod
+    def read_graphml(cls, path: str | Path, **options: Any) -> Graph:
+        """Return the graph of a GraphML file, as :meth:`read_edgelist`."""
+        return cls.read_edgelist(path, format="graphml", **options)
 
     @classmethod
     def from_table(
