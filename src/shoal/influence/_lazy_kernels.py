@@ -23,6 +23,9 @@ __all__ = [
 # Places in `state`, int64: what a run that is cut into slices carries on.
 PICKS, COVERED, ARCS, SIZE, EVALUATIONS, OVER, STAMP, SINCE = range(8)
 
+#: The mark of a covered node: above every stamp.
+DONE = np.int32(2**31 - 1)
+
 
 @njit(cache=True, nogil=True)
 def bound_pass(ptr, ids, label, hops, depth, weight, weighted, cap, deeper, bound):
@@ -50,14 +53,20 @@ def bound_pass(ptr, ids, label, hops, depth, weight, weighted, cap, deeper, boun
 
 
 @njit(cache=True, nogil=True)
-def search(v, ptr, ids, label, hops, weight, weighted, mark, stamp, queue, state):
-    """Return what ``v`` would add: a breadth-first search that stops where a seed is as near."""
+def search(v, ptr, ids, label, hops, weight, weighted, mark, seen, stamp, queue, state):
+    """Return what ``v`` would add: a breadth-first search that stops where a seed is as near.
+
+    ``mark`` keeps who was counted, and DONE where there is nothing to count: so
+    the last hop, which is most of the work, looks at one array and never branches.
+    ``seen`` keeps who was queued; ``queue`` has room for n + 1.
+    """
     if label[v] == 0:
         return np.int64(0)
     gain = np.int64(0)
-    if label[v] > hops:
+    if mark[v] < stamp:
         gain = np.int64(weight[v]) if weighted else np.int64(1)
-    mark[v] = stamp
+        mark[v] = stamp
+    seen[v] = stamp
     queue[0] = v
     begin = 0
     end = 1
@@ -70,27 +79,36 @@ def search(v, ptr, ids, label, hops, weight, weighted, mark, stamp, queue, state
             arcs += ptr[u + 1] - ptr[u]
             for e in range(ptr[u], ptr[u + 1]):
                 w = ids[e]
-                if label[w] > depth and mark[w] != stamp:
-                    mark[w] = stamp
-                    queue[end] = w
-                    end += 1
-                    if label[w] > hops:
-                        gain += np.int64(weight[w]) if weighted else np.int64(1)
+                queue[end] = w
+                # Where a seed is nearer now it is nearer at every later hop too.
+                end += np.int64(label[w] > depth) & np.int64(seen[w] != stamp)
+                seen[w] = stamp
+                fresh = np.int64(mark[w] < stamp)
+                mark[w] = max(mark[w], stamp)
+                if weighted:
+                    fresh *= np.int64(weight[w])
+                gain += fresh
     while begin < end:
         u = queue[begin]
         begin += 1
         arcs += ptr[u + 1] - ptr[u]
-        for e in range(ptr[u], ptr[u + 1]):
-            w = ids[e]
-            if label[w] > hops and mark[w] != stamp:
-                mark[w] = stamp
-                gain += np.int64(weight[w]) if weighted else np.int64(1)
+        if weighted:
+            for e in range(ptr[u], ptr[u + 1]):
+                w = ids[e]
+                if mark[w] < stamp:
+                    mark[w] = stamp
+                    gain += np.int64(weight[w])
+        else:
+            for e in range(ptr[u], ptr[u + 1]):
+                w = ids[e]
+                gain += np.int64(mark[w] < stamp)
+                mark[w] = max(mark[w], stamp)
     state[ARCS] += arcs
     return gain
 
 
 @njit(cache=True, nogil=True)
-def commit(v, ptr, ids, label, hops, weight, weighted, queue, state):
+def commit(v, ptr, ids, label, hops, weight, weighted, mark, queue, state):
     """Make ``v`` a seed: write the labels that fall; return the weight newly covered.
 
     A label falls at most ``hops + 1`` times, so all commits together walk every arc
@@ -101,6 +119,7 @@ def commit(v, ptr, ids, label, hops, weight, weighted, queue, state):
     gain = np.int64(0)
     if label[v] > hops:
         gain = np.int64(weight[v]) if weighted else np.int64(1)
+        mark[v] = DONE
     label[v] = 0
     queue[0] = v
     begin = 0
@@ -116,6 +135,7 @@ def commit(v, ptr, ids, label, hops, weight, weighted, queue, state):
                 if label[w] > depth:
                     if label[w] > hops:
                         gain += np.int64(weight[w]) if weighted else np.int64(1)
+                        mark[w] = DONE
                     label[w] = depth
                     queue[end] = w
                     end += 1
@@ -153,7 +173,21 @@ def restore_heap(heap, key, size):
 
 @njit(cache=True, nogil=True)
 def search_rows(
-    rows, ptr, ids, label, hops, weight, weighted, mark, queue, cost, by_cost, key, counted, state
+    rows,
+    ptr,
+    ids,
+    label,
+    hops,
+    weight,
+    weighted,
+    mark,
+    seen,
+    queue,
+    cost,
+    by_cost,
+    key,
+    counted,
+    state,
 ):
     """Search from each of ``rows`` and make its key the truth; return the largest."""
     best = np.float64(0)
@@ -161,7 +195,7 @@ def search_rows(
         state[STAMP] += 1
         state[EVALUATIONS] += 1
         stamp = np.int32(state[STAMP])
-        gain = search(v, ptr, ids, label, hops, weight, weighted, mark, stamp, queue, state)
+        gain = search(v, ptr, ids, label, hops, weight, weighted, mark, seen, stamp, queue, state)
         counted[v] = state[PICKS]
         key[v] = gain
         if by_cost:
@@ -179,6 +213,7 @@ def lazy_picks(
     weight,
     weighted,
     mark,
+    seen,
     queue,
     cost,
     by_cost,
@@ -216,7 +251,9 @@ def lazy_picks(
             heap[0] = heap[size]
             _fall(heap, key, 0, size)
             picked[state[PICKS]] = v
-            gains[state[PICKS]] = commit(v, ptr, ids, label, hops, weight, weighted, queue, state)
+            gains[state[PICKS]] = commit(
+                v, ptr, ids, label, hops, weight, weighted, mark, queue, state
+            )
             state[PICKS] += 1
             if budget >= 0:
                 spent[0] += cost[v]
@@ -224,7 +261,18 @@ def lazy_picks(
         state[STAMP] += 1
         state[EVALUATIONS] += 1
         gain = search(
-            v, ptr, ids, label, hops, weight, weighted, mark, np.int32(state[STAMP]), queue, state
+            v,
+            ptr,
+            ids,
+            label,
+            hops,
+            weight,
+            weighted,
+            mark,
+            seen,
+            np.int32(state[STAMP]),
+            queue,
+            state,
         )
         counted[v] = state[PICKS]
         key[v] = gain

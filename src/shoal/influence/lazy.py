@@ -82,7 +82,8 @@ class LazyRun:
         self.hops = np.int64(problem.hops)
         self.label = np.full(n, 127, dtype=np.int8)
         self.mark = np.zeros(n, dtype=np.int32)
-        self.queue = np.empty(n, dtype=np.int32)
+        self.seen = np.zeros(n, dtype=np.int32)
+        self.queue = np.empty(n + 1, dtype=np.int32)
         self.cost = np.ones(1) if problem.costs is None else problem.costs
         self.budget = np.float64(-1.0 if problem.budget is None else problem.budget)
         self.spent = np.zeros(1)
@@ -127,6 +128,7 @@ class LazyRun:
             self.hops,
             self.weight,
             self.weighted,
+            self.mark,
             self.queue,
             self.state,
         )
@@ -153,6 +155,7 @@ class LazyRun:
                 self.weight,
                 self.weighted,
                 self.mark,
+                self.seen,
                 self.queue,
                 self.cost,
                 self.by_cost,
@@ -198,6 +201,7 @@ class LazyRun:
             self.weight,
             self.weighted,
             self.mark,
+            self.seen,
             self.queue,
             self.cost,
             self.by_cost,
@@ -304,7 +308,7 @@ class LazyRun:
                     self.hops,
                     self.weight,
                     self.weighted,
-                    self.mark,
+                    self.seen,
                     np.int32(self.state[kernels.STAMP]),
                     self.queue,
                     found,
