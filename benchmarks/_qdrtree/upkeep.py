@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -89,5 +90,9 @@ def run_updates(seed: int, data: Path, seconds: float = 10.0) -> dict[str, Any]:
             found[f"{name}_p{share}_us_idle"] = round(calm, 1)
             found[f"{name}_p{share}_us_busy"] = round(under, 1)
             found[f"{name}_p{share}_ratio"] = round(under / calm, 2)
+    # Who waits for a core or the lock waits long: so these, and how busy the machine was.
+    found["busy_share_above_1_ms"] = round(float(np.mean(busy[:, 0] > 1000.0)), 5)
+    found["wall_max_us_busy"] = round(float(busy[:, 0].max()), 1)
+    found["load_1_minute"] = round(os.getloadavg()[0], 2)
     found["p99_ratio"] = found["wall_p99_ratio"]
     return found

@@ -1,15 +1,38 @@
-"""Columns of several sources put together, and columns with rows left out."""
+"""When segments are merged, and how: columns of several put together, the dead left out."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from shoal.spatial.columns import PlaceColumns
 
-__all__ = ["empty_columns", "keep_rows", "merge_columns"]
+if TYPE_CHECKING:
+    from shoal.spatial.segment import SegmentView
+
+__all__ = ["empty_columns", "keep_rows", "merge_columns", "overdue"]
+
+
+def overdue(views: Sequence[SegmentView], memtable_rows: int, fan_in: int) -> Sequence[SegmentView]:
+    """Return segments that are to become one: mostly dead, or ``fan_in`` of about one size.
+
+    Sizes are counted in memtables; those of one size differ by less than ``fan_in``
+    times. None where there is nothing to merge.
+    """
+    levels: dict[int, list[SegmentView]] = {}
+    for view in views:
+        if 2 * view.deaths > len(view.segment):
+            return (view,)
+        size = max(1.0, view.n_live / memtable_rows)
+        levels.setdefault(int(math.log(size, fan_in) + 1e-9), []).append(view)
+    for _, group in sorted(levels.items()):
+        if len(group) >= fan_in:
+            return group
+    return ()
 
 
 def empty_columns(attributes: int) -> PlaceColumns:

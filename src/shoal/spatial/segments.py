@@ -10,7 +10,6 @@ segment is being built are carried over when it takes the place of its sources.
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,7 @@ from shoal.core.errors import ConflictError, InputError
 from shoal.spatial.columns import AttributeSpec, Layout, PlaceColumns
 from shoal.spatial.cut import Cut
 from shoal.spatial.memtable import Memtable, MemtableView
-from shoal.spatial.merging import merge_columns
+from shoal.spatial.merging import merge_columns, overdue
 from shoal.spatial.segment import Segment, SegmentView, VisitParts, find_living
 from shoal.spatial.snapshot import Snapshot, WordTotals
 
@@ -533,18 +532,7 @@ class SegmentStore:
         if everything:
             tidy = len(views) < 2 and not any(view.deaths for view in views)
             return () if tidy else views
-        if not merge:
-            return ()
-        levels: dict[int, list[SegmentView]] = {}
-        for view in views:
-            if 2 * view.deaths > len(view.segment):
-                return (view,)
-            size = max(1.0, view.n_live / self.memtable_rows)
-            levels.setdefault(int(math.log(size, self.fan_in) + 1e-9), []).append(view)
-        for _, group in sorted(levels.items()):
-            if len(group) >= self.fan_in:
-                return group
-        return ()
+        return overdue(views, self.memtable_rows, self.fan_in) if merge else ()
 
     def _build(self, chosen: Sequence[SegmentView], cut: Cut) -> Cut:
         """Build one segment of the chosen ones and the memtables, and put it in their place."""
