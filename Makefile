@@ -15,7 +15,7 @@ DEV_READY := $(VENV)/.ready-dev
 PYTEST_ARGS ?= -n 2 --dist loadfile
 BENCH_ARGS ?= --quick
 
-.PHONY: help setup demo test lint bench docs browser clean
+.PHONY: help setup demo test lint bench docs browser fresh-kernels clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' $(firstword $(MAKEFILE_LIST))
@@ -34,14 +34,21 @@ $(DEV_READY): pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@ $(RUN_READY)
 
-demo: $(RUN_READY)
+demo: $(RUN_READY) fresh-kernels
 	$(BIN)/shoal demo $(if $(filter-out 0,$(ONCE)),--once)
 
 # Exit status 5 of pytest means that it found no test: that is a failure, said in words.
-test: $(DEV_READY) browser
+test: $(DEV_READY) browser fresh-kernels
 	@$(BIN)/python -m pytest $(PYTEST_ARGS); status=$$?; \
 	if [ $$status -eq 5 ]; then echo "make test: pytest found no test to run" >&2; fi; \
 	exit $$status
+
+# numba notices that a kernel's own file changed, not that one it calls from another file did.
+fresh-kernels:
+	@for room in src/shoal/*/; do \
+	  newest=$$(ls -t $${room}_*.py 2>/dev/null | head -n 1); \
+	  [ -z "$$newest" ] || find "$$room" -name '*.nb[ic]' ! -newer "$$newest" -delete; \
+	done
 
 # The browser tests drive Debian's chromium. It is installed only where that takes no question
 # (root and apt-get); elsewhere those tests skip and say so. BROWSER=0 leaves the machine alone.
@@ -60,7 +67,7 @@ lint: $(DEV_READY)
 	$(BIN)/lint-imports --no-logo
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
 
-bench: $(DEV_READY)
+bench: $(DEV_READY) fresh-kernels
 	$(BIN)/python benchmarks/walle.py $(BENCH_ARGS)
 
 docs: $(DEV_READY)
