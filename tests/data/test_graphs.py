@@ -6,6 +6,7 @@ import bz2
 import gzip
 import lzma
 import re
+import sys
 
 import numpy as np
 import polars as pl
@@ -14,7 +15,8 @@ from backports import zstd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.core.errors import InputError, NotFoundError
+import shoal.data
+from shoal.core.errors import InputError, NotFoundError, UnavailableError
 from shoal.data import edgetext
 from shoal.data.graphs import EdgeTable, read_edge_table
 
@@ -188,6 +190,13 @@ def test_other_kinds_of_files(tmp_path):
         read_edge_table(write(tmp_path, "1 2\n"), separator="xx")
     with pytest.raises(InputError, match="ids"):
         read_edge_table(write(tmp_path, "1 2\n"), ids="any")
+
+
+def test_without_the_compiler_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "shoal.data._edge_kernels", None)
+    monkeypatch.delattr(shoal.data, "_edge_kernels", raising=False)
+    with pytest.raises(UnavailableError, match="numba"):
+        read_edge_table(write(tmp_path, "1 2\n"))
 
 
 def test_ids_as_text_where_asked(tmp_path):

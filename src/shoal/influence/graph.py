@@ -13,7 +13,7 @@ import numpy.typing as npt
 from shoal.core.errors import InputError, NotFoundError
 from shoal.influence import _graph_kernels as kernels
 from shoal.influence import adapters, graph_files
-from shoal.influence.graph_build import build_arrays
+from shoal.influence.graph_build import build_arrays, rows_by_number
 
 if TYPE_CHECKING:
     from shoal.data.graphs import EdgeTable
@@ -383,17 +383,7 @@ class Graph:
             A name is no integer though the rows are the names.
         """
         if self.names is None:
-            given = np.asarray(list(names) if not isinstance(names, np.ndarray) else names)
-            if given.size == 0:
-                return np.empty(0, dtype=np.int64)
-            if given.ndim != 1 or given.dtype.kind not in "iu":
-                raise InputError("nodes of this graph are integers", field=field, value=given)
-            wrong = np.flatnonzero((given < 0) | (given >= self.n))
-            if len(wrong):
-                raise NotFoundError(
-                    f"{field}: there is no node {given[wrong[0]]}; the graph has 0 to {self.n - 1}"
-                )
-            return given.astype(np.int64)
+            return rows_by_number(self.n, names, field)
         if self._rows_of is None:
             self._rows_of = {name: row for row, name in enumerate(_plain(self.names))}
         found = np.empty(0, dtype=np.int64)

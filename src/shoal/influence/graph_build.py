@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from shoal.core.errors import InputError, LimitError
+from shoal.core.errors import InputError, LimitError, NotFoundError
 from shoal.influence import _graph_kernels as kernels
 
-__all__ = ["MAX_NODES", "Built", "build_arrays"]
+__all__ = ["MAX_NODES", "Built", "build_arrays", "rows_by_number"]
 
 _Floats: TypeAlias = npt.NDArray[np.float64]
 _Array: TypeAlias = npt.NDArray[Any]
@@ -95,6 +95,21 @@ def build_arrays(
         ptr, ids, in_ptr, in_ids, kept, numbers, in_places, lines, loops,
         (given - len(ids)) // twice,
     )  # fmt: skip
+
+
+def rows_by_number(n: int, names: Iterable[Any], field: str) -> npt.NDArray[np.int64]:
+    """Return nodes whose rows are their names, checked."""
+    given = np.asarray(names if isinstance(names, np.ndarray) else list(names))
+    if given.size == 0:
+        return np.empty(0, dtype=np.int64)
+    if given.ndim != 1 or given.dtype.kind not in "iu":
+        raise InputError("nodes of this graph are integers", field=field, value=given)
+    wrong = np.flatnonzero((given < 0) | (given >= n))
+    if len(wrong):
+        raise NotFoundError(
+            f"{field}: there is no node {given[wrong[0]]}; the graph has 0 to {n - 1}"
+        )
+    return given.astype(np.int64)
 
 
 def _plain(names: Names) -> list[Any]:
