@@ -28,6 +28,9 @@ __all__ = ["LazyRun", "solve"]
 #: Arcs between two looks at the clock, the keyboard and the bounds, at most.
 SLICE_ARCS = 64_000_000
 
+#: Walks over the arcs, of `hops` each, that searches take before the bounds are looked at.
+_SLICE_WALKS = 1.0
+
 #: Candidates are narrowed where searching from all that may win would cost more than
 #: this many walks over the arcs.
 _NARROW_FROM = 12
@@ -100,7 +103,7 @@ class LazyRun:
         self.state[kernels.SIZE] = len(self.heap)
         kind = np.int64 if self.weighted else np.int32
         self._bounds = (np.empty(n, dtype=kind), np.empty(n, dtype=kind))
-        self._slice = min(problem.hops * max(graph.m, 1), SLICE_ARCS)
+        self._slice = min(int(_SLICE_WALKS * problem.hops * graph.m) + 1, SLICE_ARCS)
         self._narrowed = -1
         self.refreshes = self.tiles = 0
         for row in problem.warm_start:
