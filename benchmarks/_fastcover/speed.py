@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from _fastcover.celf import celf
 
 from _fastcover import checker, peers
+from _fastcover.celf import celf
 from _fastcover.data import GraphSet
 from _fastcover.timing import in_turns, once
-from shoal.influence import max_cover
+from shoal.influence import ball_sizes, max_cover
 
 
 def networkit(sets: list[GraphSet], quick: bool) -> dict[str, Any]:
@@ -99,28 +99,34 @@ def lazy_forward(sets: list[GraphSet], quick: bool) -> dict[str, Any]:
 
 
 def closure(sets: list[GraphSet], quick: bool) -> dict[str, Any]:
-    """d = 2: against the published baseline's style, where it ends in reasonable time."""
+    """The published baseline's style, on the heaviest instances that Python can hold."""
     rows = []
-    for one in _closure_sets(sets, quick):
-        k = 50
+    for one, hops in _closure_cases(sets, quick):
+        k = min(1000, one.graph.n)
         lists = peers.adjacency_lists(one.graph)
-        peer_cpu, peer = once(lambda lists=lists, k=k: peers.closure_greedy(lists, k, 2))
+        peer_cpu, peer = once(
+            lambda lists=lists, k=k, hops=hops: peers.closure_greedy(lists, k, hops)
+        )
         seconds, answer = in_turns(
-            {"ours": lambda one=one, k=k: max_cover(one.graph, k, 2).rows}, 3
+            {"ours": lambda one=one, k=k, hops=hops: max_cover(one.graph, k, hops).rows}, 3
         )["ours"]
         row = {
             "graph": one.name,
+            "hops": hops,
             "k": k,
             "cpu_s": round(seconds, 5),
             "closure_cpu_s": round(peer_cpu, 2),
             "ratio": peer_cpu / seconds,
-            "coverage": checker.covered(one.graph, answer, 2)
-            / checker.covered(one.graph, np.array(peer), 2),
+            # The published code begins again for each of k = 1, 2, 4, ... 1024; our one
+            # nested answer serves them all.
+            "ratio_of_a_table": (1 + int(np.log2(k))) * peer_cpu / seconds,
+            "coverage": checker.covered(one.graph, answer, hops)
+            / checker.covered(one.graph, np.array(peer), hops),
         }
         rows.append(row)
         print(
-            f"closure in Python, {one.name} d=2 k={k}: {peer_cpu:.2f} s, ours {seconds:.4f} s,"
-            f" {row['ratio']:.0f} times, coverage {row['coverage']:.4f}",
+            f"closure in Python, {one.name} d={hops} k={k}: {peer_cpu:.2f} s, ours"
+            f" {seconds:.4f} s, {row['ratio']:.0f} times, coverage {row['coverage']:.4f}",
             flush=True,
         )
     return {"rows": rows, "closure_ratio": min(row["ratio"] for row in rows)} if rows else {}
@@ -132,13 +138,15 @@ def _biggest(sets: list[GraphSet], count: int, most: int) -> list[GraphSet]:
     return fitting[-count:] or sets[:1]
 
 
-def _closure_sets(sets: list[GraphSet], quick: bool) -> list[GraphSet]:
-    """Return graphs whose two-hop closure Python can hold."""
-    chosen = []
+def _closure_cases(sets: list[GraphSet], quick: bool) -> list[tuple[GraphSet, int]]:
+    """Return the (graph, hops) with the largest closures below what Python can hold."""
+    most = 12_000_000 if quick else 60_000_000
+    sized = []
     for one in sets:
-        graph = one.graph
-        # Pairs of arcs that meet: an upper bound of the closure's work.
-        pairs = int((graph.in_degrees() * graph.out_degrees()).sum())
-        if pairs <= (12_000_000 if quick else 60_000_000):
-            chosen.append(one)
-    return chosen[-1:] if quick else chosen[-3:]
+        for hops in (2, 3):
+            # An estimate is enough: the sizes only choose the cases.
+            size = float(np.sum(ball_sizes(one.graph, hops, approx=True)))
+            if size <= most:
+                sized.append((size, one, hops))
+    sized.sort(key=lambda case: case[0])
+    return [(one, hops) for _, one, hops in sized[-1 if quick else -4 :]]
