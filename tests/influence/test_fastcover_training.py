@@ -93,6 +93,20 @@ def test_a_learning_rate_that_explodes_is_said():
         FastCover(1, form="improved", config=GRATConfig()).fit([graph_of(0)])
 
 
+@pytest.mark.parametrize("form", ["paper", "improved"])
+def test_training_starts_where_another_ended(form):
+    graph = graph_of(0)
+    other = trained(form)
+    slow = {"learning_rate": 1e-12, "epochs": 1}
+    config = type(SMALL[form])(**{**SMALL[form].model_dump(), **slow})
+    model = FastCover(2, form=form, seed=5, config=config).fit([graph], start=other)
+    for name, array in other.weights.items():
+        assert np.allclose(model.weights[name], array, atol=1e-6)
+    wrong = FastCover(1, form="paper" if form == "improved" else "improved")
+    with pytest.raises(InputError, match="start"):
+        wrong.fit([graph], start=other)
+
+
 def test_judge_gives_greedy_itself_one():
     graph = graph_of(3)
     for hops in (1, 2):

@@ -43,8 +43,8 @@ def test_fused_equals_plain(attention, seed, directed):
     plain = plain_forward(weights, graph)
     fused = fused_forward(weights, graph)
     assert np.isfinite(fused).all()
-    # A logit of attention in the thousands leaves float32 four digits after the point.
-    tolerance = 1e-5 if abs(attention) <= 1 else 2e-4
+    # An attention logit in the thousands leaves float32 four digits after the point.
+    tolerance = 1e-5 if abs(attention) <= 30 else 5e-5
     assert np.abs(fused - plain).max() <= tolerance * np.abs(plain).max()
 
 

@@ -217,10 +217,10 @@ def last_layer(out_ptr, out_ids, pieces, powers, halves, bias):
     result = np.empty(n, dtype=np.float32)
     for u in range(n):
         mine, lift = powers[u, 0], powers[u, 1]
-        total = np.float32(0.0)
+        total = np.float64(0.0)  # hubs add thousands of terms: float32 lost three digits here
         for e in range(out_ptr[u], out_ptr[u + 1]):
             v = out_ids[e]
             at = min(np.int64(-(pieces[v, 2] + lift)), last)
             total += max(pieces[v, 3], pieces[v, 1] * mine * halves[at]) * pieces[v, 0]
-        result[u] = total + bias
+        result[u] = np.float32(total) + bias
     return result

@@ -178,6 +178,7 @@ def train_ballots(
     device: str = "cpu",
     progress: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
+    start: Arrays | None = None,
 ) -> tuple[Arrays, TrainingReport]:
     """Return the best weights and what happened.
 
@@ -196,6 +197,8 @@ def train_ballots(
         torch.manual_seed(seed)
         every = torch.cat([state.inputs.cpu() for some in states for state in some])
         net = _Strength(config.hidden, every).to(device)
+    if start is not None:
+        net.load_state_dict({n: torch.from_numpy(np.array(a)) for n, a in start.items()})
     optimizer = torch.optim.Adam(net.parameters(), lr=config.learning_rate)
     report, best = TrainingReport(), _arrays(net)
     sizes = [[graph.n, graph.m] for graph in (*graphs, *validation)]

@@ -120,6 +120,7 @@ class FastCover:
         device: str = "cpu",
         progress: bool = True,
         checkpoint: str | os.PathLike[str] | None = None,
+        start: FastCover | None = None,
     ) -> FastCover:
         """Train on graphs; heavy-tailed ones teach more than uniform random ones.
 
@@ -137,6 +138,9 @@ class FastCover:
             Show a bar on a terminal.
         checkpoint : path, optional
             A file that is written after each epoch; training goes on from it.
+        start : FastCover, optional
+            A trained model of the same form and size, of any number of hops, whose
+            weights are the first ones.
 
         Raises
         ------
@@ -148,6 +152,9 @@ class FastCover:
         _check_graphs(graphs, "graphs")
         watched = graphs if validation is None else validation
         _check_graphs(watched, "validation")
+        first = None if start is None else start._trained()
+        if start is not None and start.form != self.form:
+            raise InputError("is of another form", field="start", value=start.form)
         try:
             importlib.import_module("torch")
         except ImportError as error:
@@ -174,6 +181,7 @@ class FastCover:
             device=device,
             progress=progress,
             checkpoint=checkpoint,
+            start=first,
         )
         if report.degree_correlation < 0:
             warnings.warn(

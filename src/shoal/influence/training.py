@@ -162,6 +162,7 @@ def train_grat(
     device: str = "cpu",
     progress: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
+    start: Arrays | None = None,
     network: Callable[[], Any] | None = None,
 ) -> tuple[Arrays, TrainingReport]:
     """Return the best weights and what happened.
@@ -184,6 +185,8 @@ def train_grat(
     checkpoint : path, optional
         Written after each epoch, and read first if it is there: training goes on
         where it was interrupted.
+    start : dict of arrays, optional
+        First weights, instead of drawn ones.
     network : callable, optional
         Makes another network to train in the same way, called with arcs like GRAT.
 
@@ -200,6 +203,8 @@ def train_grat(
             else network()
         )
         net.to(device)
+    if start is not None:
+        net.load_state_dict({n: torch.from_numpy(np.array(a)) for n, a in start.items()})
     optimizer = torch.optim.SGD(net.parameters(), lr=config.learning_rate)
     report = TrainingReport()
     best = _weights(net)
