@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import sys
+import types
 
 import numpy as np
 import pytest
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import eye_array, hstack, lil_array
 
-from shoal.core.errors import InputError
+from shoal.core.errors import InputError, UnavailableError
 from shoal.influence.cover import METHODS, max_cover
 from shoal.influence.coverage import ball_sizes, coverage
 from shoal.influence.graph import Graph
@@ -239,3 +241,25 @@ def test_refined_and_proven():
 def test_a_bar_does_not_change_the_answer():
     graph = a_graph(12, 60, 200)
     assert max_cover(graph, 9, 2, progress=True).seeds == max_cover(graph, 9, 2).seeds
+
+
+def test_the_network_is_asked_for_by_name(monkeypatch):
+    graph = a_graph(13, 40, 120)
+
+    class Scores:
+        @staticmethod
+        def bundled(hops):
+            assert hops == 3  # the farthest that networks were trained for
+            return Scores()
+
+        def score(self, graph):
+            return -np.arange(graph.n, dtype=float)
+
+    fake = types.ModuleType("shoal.influence.fastcover")
+    fake.FastCover = Scores
+    monkeypatch.setitem(sys.modules, "shoal.influence.fastcover", fake)
+    result = max_cover(graph, 3, 5, method="grat")
+    assert (result.seeds, result.method) == ([0, 1, 2], "grat")
+    monkeypatch.setitem(sys.modules, "shoal.influence.fastcover", None)
+    with pytest.raises(UnavailableError, match="grat"):
+        max_cover(graph, 3, 1, method="grat")

@@ -91,7 +91,8 @@ def max_cover(
         Seconds. What is there by then is the answer, with ``finished`` False and a
         note; Ctrl-C does the same.
     n_jobs : int
-        Threads, for methods that can use them; the answer does not depend on it.
+        Threads, for refinements and certificates that can use them; the solvers run on one.
+        The answer does not depend on it.
     seed : int
         Of what is drawn.
     progress : bool
@@ -196,8 +197,8 @@ def _choose(problem: CoverProblem, method: str) -> Picked:
         return pick_by_score(problem, vote_scores(graph), method)
     if method == "grat":
         return pick_by_score(problem, _grat_scores(problem), method)
-    # Exact greedy is cheaper than the sampled head (measured at 0.1 to 10 M arcs, two and
-    # three hops), so "auto" has no need to give up the sequence.
+    # Measured on 8 graphs of 0.1 to 10 M arcs at two and three hops: the sampled head saves
+    # a quarter to a half of the time and loses up to 0.3 % at k = 10. "auto" keeps the sequence.
     return greedy.solve(problem) if problem.hops == 1 else lazy.solve(problem)
 
 

@@ -300,7 +300,10 @@ class LazyRun:
         rest = self.left - (int(self.weight[sample].sum()) if self.weighted else len(sample))
         size = self._tighten(rows, len(rows), found, rest, best)
         self.tiles += 1
-        for some, few in _blocks(targets[order], reached_by[order], hops * graph.m):
+        # A tile clears its room, passes over all arcs between the first and the last hop,
+        # and walks the last one from those that may win.
+        walk = graph.n + (hops - 2) * graph.m + int(graph.out_degrees()[rows[:size]].sum())
+        for some, few in _blocks(targets[order], reached_by[order], walk):
             if size * search_arcs < _NARROW_TO * hops * graph.m or self.problem.late():
                 break
             if few:
