@@ -296,6 +296,9 @@ class ShardStore:
         Number of the last change.
     """
 
+    #: Rows go on to the shards as columns, however few they are.
+    memtable_rows = 0
+
     def __init__(
         self,
         transport: Transport,
