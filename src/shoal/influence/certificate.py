@@ -1,4 +1,4 @@
-"""Proven bounds on what any choice can cover: how far from the best is the answer?
+"""Proven bounds on what any choice can cover, that is: how far from the best an answer can be.
 
 Two bounds. *Online* (Leskovec et al. 2007, "Cost-effective outbreak detection", 3.2):
 what is covered plus the k largest marginal gains. *Lagrangian* (sheet of method
