@@ -24,7 +24,8 @@ from shoal.spatial import AttributeSpec
 from shoal.spatial.columns import PlaceColumns
 from shoal.spatial.curve import hilbert_key
 from shoal.spatial.index import SpatialKeywordIndex
-from shoal.spatial.postgres import CheckinRows, PlaceSource, rebuild_shard
+from shoal.spatial.postgres import CheckinRows, PlaceSource
+from shoal.spatial.postgres_shards import rebuild_shard
 from shoal.spatial.sharding import ShardedIndex
 
 pytestmark = pytest.mark.postgres

@@ -1,4 +1,4 @@
-"""Postgres as the source of truth of places: tables, a change feed, shards rebuilt from it.
+"""Postgres as the source of truth of places: tables and a change feed.
 
 Plain Postgres is enough, no extension is used. Every place is one row; its
 place on the Hilbert curve is a column of its own, so that a shard is one range
@@ -13,21 +13,14 @@ slow transaction could commit a lower number after a reader had gone past it.
 
 from __future__ import annotations
 
-import asyncio
-import math
-import re
-import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from itertools import starmap
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from shoal.core.errors import ConflictError, InputError, NotFoundError, UnavailableError
+from shoal.core.errors import InputError
 from shoal.spatial.columns import AttributeSpec, PlaceColumns
 from shoal.spatial.config import SpatialKeywordIndexConfig
 from shoal.spatial.curve import hilbert_key
@@ -35,93 +28,12 @@ from shoal.spatial.ids import Ids
 from shoal.spatial.index import SpatialKeywordIndex
 from shoal.spatial.ingest import make_columns
 from shoal.spatial.labels import Labels
-from shoal.spatial.placerows import PlaceRows, RowCollector
-from shoal.spatial.shards import LocalTransport, ShardHost, apply_columns, index_of_columns
-from shoal.spatial.shardstore import ShardStore
-from shoal.spatial.state import IndexState
+from shoal.spatial.placerows import PlaceRows
+from shoal.spatial.postgres_connection import Connections
+from shoal.spatial.postgres_tables import Changes, CheckinRows, PlaceTables
+from shoal.spatial.shards import apply_columns, index_of_columns
 
-if TYPE_CHECKING:
-    from shoal.spatial.sharding import ShardedIndex
-
-__all__ = ["Changes", "CheckinRows", "PlaceSource", "rebuild_shard", "sharded_from_source"]
-
-_VERSION = 1
-_FETCH = 10_000
-_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
-_T = TypeVar("_T")
-
-# Names cannot be parameters of SQL; `{s}` is checked against _NAME before it gets here.
-_TABLES = """
-CREATE SCHEMA IF NOT EXISTS {s};
-CREATE TABLE {s}.meta (
-    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
-    version integer NOT NULL, analyzer text NOT NULL, id_kind text NOT NULL,
-    last_seq bigint NOT NULL DEFAULT 0
-);
-CREATE TABLE {s}.attribute (
-    position integer PRIMARY KEY, name text NOT NULL UNIQUE,
-    low double precision NOT NULL, high double precision NOT NULL, missing text NOT NULL
-);
-CREATE TABLE {s}.place (
-    key bigint PRIMARY KEY,
-    id text UNIQUE,
-    label text,
-    lon double precision NOT NULL CHECK (lon BETWEEN -180 AND 180),
-    lat double precision NOT NULL CHECK (lat BETWEEN -90 AND 90),
-    words text[] NOT NULL,
-    attributes double precision[] NOT NULL,
-    hilbert bigint NOT NULL,
-    deleted boolean NOT NULL DEFAULT false,
-    seq bigint NOT NULL,
-    updated_at timestamptz NOT NULL DEFAULT now()
-);
-CREATE INDEX place_hilbert ON {s}.place (hilbert, key) WHERE NOT deleted;
-CREATE UNIQUE INDEX place_seq ON {s}.place (seq);
-CREATE TABLE {s}.checkin (
-    seq bigint PRIMARY KEY, user_key bigint NOT NULL, place_key bigint NOT NULL,
-    at timestamptz, slot integer NOT NULL
-);
-CREATE INDEX checkin_place ON {s}.checkin (place_key);
-"""
-
-_COLUMNS = ("key", "id", "label", "lon", "lat", "words", "attributes", "hilbert", "seq")
-_READ = "SELECT key, id, label, lon, lat, words, attributes, deleted, seq FROM {s}.place"
-_INCOMING = """
-CREATE TEMPORARY TABLE incoming ON COMMIT DROP AS
-SELECT key, id, label, lon, lat, words, attributes, hilbert, seq FROM {s}.place WITH NO DATA
-"""
-_MERGE = """
-INSERT INTO {s}.place AS p (key, id, label, lon, lat, words, attributes, hilbert, seq)
-SELECT key, id, label, lon, lat, words, attributes, hilbert, seq FROM incoming
-ON CONFLICT (key) DO UPDATE SET
-    id = excluded.id, label = {label}, lon = excluded.lon, lat = excluded.lat,
-    words = excluded.words, attributes = excluded.attributes, hilbert = excluded.hilbert,
-    seq = excluded.seq, deleted = false, updated_at = now()
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """Rows that changed after a number of the change feed.
-
-    ``seq`` is the number to go on from, ``rows`` the places as they are now,
-    ``deleted`` int64 the keys of places that are gone, and ``more`` says that
-    the limit was reached. A place that changed twice is there once.
-    """
-
-    seq: int
-    rows: PlaceRows
-    deleted: npt.NDArray[np.int64]
-    more: bool
-
-
-@dataclass(frozen=True, slots=True)
-class CheckinRows:
-    """Check-ins: ``user``, ``place`` int64 [m] keys and ``slot`` int32 [m] (-1: not known)."""
-
-    user: npt.NDArray[np.int64]
-    place: npt.NDArray[np.int64]
-    slot: npt.NDArray[np.int32]
+__all__ = ["Changes", "CheckinRows", "PlaceSource"]
 
 
 class PlaceSource:
@@ -150,36 +62,13 @@ class PlaceSource:
     """
 
     def __init__(self, dsn: str, *, schema: str = "shoal", timeout_s: float = 10.0) -> None:
-        if not _NAME.fullmatch(schema):
-            raise InputError(
-                "a schema's name has lower-case letters, digits and underscores",
-                field="schema",
-                value=schema,
-            )
-        self._asyncpg = _import_asyncpg()
+        self._at = Connections(dsn, schema, timeout_s)
+        self._tables = PlaceTables(self._at)
         self.schema = schema
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="shoal-postgres", daemon=True
-        )
-        self._thread.start()
-        self._pool: Any = None
-        try:
-            self._pool = self._run(self._open(dsn, timeout_s))
-        except BaseException:
-            self.close()
-            raise
 
     def close(self) -> None:
         """Close the connections."""
-        if self._loop.is_closed():
-            return
-        if self._pool is not None:
-            self._run(self._pool.close())
-            self._pool = None
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._at.close()
 
     def __enter__(self) -> PlaceSource:
         return self
@@ -216,11 +105,11 @@ class PlaceSource:
             raise InputError(
                 'analyzer is "words" or "exact", id_kind "int" or "text"', value=(analyzer, id_kind)
             )
-        self._run(self._create(specs, analyzer, id_kind))
+        self._at.run(self._tables.create(specs, analyzer, id_kind))
 
     def specs(self) -> tuple[AttributeSpec, ...]:
         """Return the attributes, in their order in every array."""
-        rows = self._run(self._fetch("SELECT * FROM {s}.attribute ORDER BY position"))
+        rows = self._at.run(self._at.fetch("SELECT * FROM {s}.attribute ORDER BY position"))
         return tuple(
             AttributeSpec(name=r["name"], low=r["low"], high=r["high"], missing=r["missing"])
             for r in rows
@@ -228,14 +117,23 @@ class PlaceSource:
 
     def id_kind(self) -> str:
         """Return what the external ids are, ``int`` or ``text``."""
-        return str(self._meta()["id_kind"])
+        return str(self.meta()["id_kind"])
 
     def seq(self) -> int:
         """Return the number of the last change."""
-        return int(self._meta()["last_seq"])
+        return int(self.meta()["last_seq"])
+
+    def meta(self) -> Mapping[str, Any]:
+        """Return ``analyzer``, ``id_kind`` and ``last_seq``, the number of the last change."""
+        found: Mapping[str, Any] = self._at.run(self._tables.meta())
+        return found
+
+    def ids(self) -> Ids:
+        """Return the map of external ids with the very keys that the rows have."""
+        return Ids("int") if self.id_kind() == "int" else self._at.run(self._tables.numbered())
 
     def __len__(self) -> int:
-        rows = self._run(self._fetch("SELECT count(*) AS n FROM {s}.place WHERE NOT deleted"))
+        rows = self._at.run(self._at.fetch("SELECT count(*) AS n FROM {s}.place WHERE NOT deleted"))
         return int(rows[0]["n"])
 
     # --- places in and out --------------------------------------------------------------------
@@ -263,11 +161,11 @@ class PlaceSource:
         ConflictError
             An external id belongs to another key.
         """
-        return self._run(self._put(columns, ids, labels))
+        return self._at.run(self._tables.put(columns, ids, labels))
 
     def remove(self, keys: npt.NDArray[np.int64]) -> int:
         """Mark places as deleted; return the number of the change."""
-        return self._run(self._remove([int(key) for key in keys]))
+        return self._at.run(self._tables.remove([int(key) for key in keys]))
 
     def read(self, low: int = 0, high: int | None = None) -> PlaceRows:
         """Return the places of one Hilbert range as columns, in the order of the curve.
@@ -280,7 +178,7 @@ class PlaceSource:
         low, high : int
             Range of ``curve.hilbert_key``, ``high`` not included (None: to the end).
         """
-        return self._run(self._read(low, high))
+        return self._at.run(self._tables.read(low, high))
 
     def changes_since(self, seq: int, *, limit: int = 100_000) -> Changes:
         """Return what changed after a number of the change feed, at most ``limit`` places.
@@ -290,14 +188,14 @@ class PlaceSource:
         """
         if seq < 0 or limit < 1:
             raise InputError("seq is at least 0 and limit at least 1", value=(seq, limit))
-        return self._run(self._changes(seq, limit))
+        return self._at.run(self._tables.changes(seq, limit))
 
     def cuts(self, shards: int) -> list[int]:
         """Return ``shards - 1`` places on the curve that part the places into equal ranges."""
         if shards < 1:
             raise InputError("there is at least one shard", field="shards", value=shards)
-        rows = self._run(
-            self._fetch(
+        rows = self._at.run(
+            self._at.fetch(
                 "SELECT percentile_disc($1::float8[]) WITHIN GROUP (ORDER BY hilbert) AS cuts "
                 "FROM {s}.place WHERE NOT deleted",
                 [i / shards for i in range(1, shards)],
@@ -308,12 +206,12 @@ class PlaceSource:
 
     def put_checkins(self, checkins: CheckinRows) -> int:
         """Add check-ins; return the number of the change."""
-        return self._run(self._put_checkins(checkins))
+        return self._at.run(self._tables.put_checkins(checkins))
 
     def checkins(self, low: int = 0, high: int | None = None) -> CheckinRows:
         """Return the check-ins at the places of one Hilbert range, in the order they came."""
-        rows = self._run(
-            self._fetch(
+        rows = self._at.run(
+            self._at.fetch(
                 "SELECT c.user_key, c.place_key, c.slot FROM {s}.checkin c JOIN {s}.place p "
                 "ON p.key = c.place_key WHERE NOT p.deleted AND p.hilbert >= $1 "
                 "AND ($2::bigint IS NULL OR p.hilbert < $2) ORDER BY c.seq",
@@ -344,11 +242,11 @@ class PlaceSource:
         self, config: SpatialKeywordIndexConfig | None = None
     ) -> tuple[SpatialKeywordIndex, int]:
         """Build an index of all places; return it and the number it is caught up to."""
-        meta, rows = self._meta(), self.read()
+        meta, rows = self.meta(), self.read()
         config = (config or SpatialKeywordIndexConfig()).model_copy(
             update={"analyzer": meta["analyzer"]}
         )
-        ids = Ids("int") if meta["id_kind"] == "int" else self._numbered()
+        ids = self.ids()
         labels = Labels.of(rows.columns.keys, rows.labels) if any(rows.labels) else None
         index = index_of_columns(rows.columns, self.specs(), config, ids=ids, labels=labels)
         return index, rows.seq
@@ -424,282 +322,3 @@ class PlaceSource:
             seq = changes.seq
             if not changes.more:
                 return seq
-
-    # --- how it is done -----------------------------------------------------------------------
-
-    def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
-        future: Future[_T] = asyncio.run_coroutine_threadsafe(work, self._loop)
-        return future.result()
-
-    async def _open(self, dsn: str, timeout_s: float) -> Any:
-        try:
-            return await self._asyncpg.create_pool(
-                dsn, min_size=1, max_size=4, timeout=timeout_s, command_timeout=None
-            )
-        except (OSError, TimeoutError, self._asyncpg.PostgresError) as error:
-            raise UnavailableError(f"Postgres does not answer: {error}") from error
-        except (ValueError, self._asyncpg.InterfaceError) as error:
-            raise InputError(f"no address of a database: {error}", field="dsn") from error
-
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Any]:
-        pg = self._asyncpg
-        try:
-            async with self._pool.acquire() as connection:
-                yield connection
-        except (pg.UndefinedTableError, pg.InvalidSchemaNameError) as error:
-            raise NotFoundError(
-                f"schema {self.schema} has no places", hint="create() makes the tables"
-            ) from error
-        except pg.UniqueViolationError as error:
-            raise ConflictError(f"an external id belongs to another place: {error}") from error
-        except (pg.CharacterNotInRepertoireError, pg.UntranslatableCharacterError) as error:
-            raise InputError(f"Postgres cannot store a word, id or label: {error}") from error
-        except (OSError, pg.PostgresConnectionError, pg.CannotConnectNowError) as error:
-            raise UnavailableError(f"Postgres does not answer: {error}") from error
-
-    def _sql(self, text: str) -> str:
-        return text.replace("{s}", self.schema)
-
-    async def _fetch(self, text: str, *args: Any) -> list[Any]:
-        async with self._connection() as connection:
-            return list(await connection.fetch(self._sql(text), *args))
-
-    def _meta(self) -> Any:
-        rows = self._run(self._fetch("SELECT * FROM {s}.meta"))
-        if rows[0]["version"] != _VERSION:
-            raise ConflictError(
-                f"tables of version {rows[0]['version']}; this program knows {_VERSION}"
-            )
-        return rows[0]
-
-    def _numbered(self) -> Ids:
-        """Return the map of text ids with the very keys that the rows have."""
-        rows = self._run(self._fetch("SELECT key, id FROM {s}.place ORDER BY key"))
-        size = rows[-1]["key"] + 1 if rows else 0
-        # A key that never reached the tables keeps its number; Postgres holds no text with NUL.
-        names = [f"\0{key}" for key in range(size)]
-        for row in rows:
-            names[row["key"]] = row["id"]
-        return Ids.of(names)[0] if names else Ids("text")
-
-    async def _create(self, specs: Sequence[AttributeSpec], analyzer: str, id_kind: str) -> None:
-        async with self._connection() as connection, connection.transaction():
-            try:
-                await connection.execute(self._sql(_TABLES))
-            except self._asyncpg.DuplicateTableError as error:
-                raise ConflictError(f"schema {self.schema} already has places") from error
-            await connection.execute(
-                self._sql("INSERT INTO {s}.meta (version, analyzer, id_kind) VALUES ($1, $2, $3)"),
-                _VERSION,
-                analyzer,
-                id_kind,
-            )
-            await connection.executemany(
-                self._sql("INSERT INTO {s}.attribute VALUES ($1, $2, $3, $4, $5)"),
-                [(j, s.name, s.low, s.high, s.missing) for j, s in enumerate(specs)],
-            )
-
-    async def _take_numbers(self, connection: Any, count: int) -> int:
-        """Take ``count`` numbers of the change feed and return the last before them.
-
-        The lock on the counter's row is held to the end of the transaction.
-        """
-        statement = "UPDATE {s}.meta SET last_seq = last_seq + $1 RETURNING last_seq"
-        return int(await connection.fetchval(self._sql(statement), count)) - count
-
-    async def _put(
-        self,
-        columns: PlaceColumns,
-        ids: Sequence[str] | None,
-        labels: Sequence[str | None] | None,
-    ) -> int:
-        for given, name in ((ids, "ids"), (labels, "labels")):
-            if given is not None and len(given) != len(columns):
-                raise InputError(f"{len(given)} {name} for {len(columns)} places", field=name)
-        async with self._connection() as connection, connection.transaction():
-            seq = await self._take_numbers(connection, len(columns))
-            await connection.execute(self._sql(_INCOMING))
-            await connection.copy_records_to_table(
-                "incoming", records=_records(columns, ids, labels, seq), columns=_COLUMNS
-            )
-            label = "p.label" if labels is None else "excluded.label"
-            await connection.execute(self._sql(_MERGE).replace("{label}", label))
-        return seq + len(columns)
-
-    async def _remove(self, keys: list[int]) -> int:
-        async with self._connection() as connection, connection.transaction():
-            seq = await self._take_numbers(connection, len(keys))
-            await connection.execute(
-                self._sql(
-                    "UPDATE {s}.place p SET deleted = true, seq = $2 + k.n, updated_at = now() "
-                    "FROM unnest($1::bigint[]) WITH ORDINALITY AS k(key, n) "
-                    "WHERE p.key = k.key AND NOT p.deleted"
-                ),
-                keys,
-                seq,
-            )
-        return seq + len(keys)
-
-    async def _read(self, low: int, high: int | None) -> PlaceRows:
-        async with (
-            self._connection() as connection,
-            connection.transaction(isolation="repeatable_read", readonly=True),
-        ):
-            seq = int(await connection.fetchval(self._sql("SELECT last_seq FROM {s}.meta")))
-            width = int(await connection.fetchval(self._sql("SELECT count(*) FROM {s}.attribute")))
-            collected = RowCollector(width)
-            cursor = await connection.cursor(
-                self._sql(
-                    _READ + " WHERE NOT deleted AND hilbert >= $1 "
-                    "AND ($2::bigint IS NULL OR hilbert < $2) ORDER BY hilbert, key"
-                ),
-                low,
-                high,
-            )
-            while records := await cursor.fetch(_FETCH):
-                collected.add(records)
-        return collected.rows(seq)
-
-    async def _changes(self, seq: int, limit: int) -> Changes:
-        async with (
-            self._connection() as connection,
-            connection.transaction(isolation="repeatable_read", readonly=True),
-        ):
-            last = int(await connection.fetchval(self._sql("SELECT last_seq FROM {s}.meta")))
-            width = int(await connection.fetchval(self._sql("SELECT count(*) FROM {s}.attribute")))
-            statement = self._sql(_READ + " WHERE seq > $1 ORDER BY seq LIMIT $2")
-            records = await connection.fetch(statement, seq, limit)
-        collected = RowCollector(width)
-        collected.add([record for record in records if not record["deleted"]])
-        more = len(records) == limit
-        upto = int(records[-1]["seq"]) if more else max(last, seq)
-        gone = [record["key"] for record in records if record["deleted"]]
-        return Changes(upto, collected.rows(upto), np.array(gone, dtype=np.int64), more)
-
-    async def _put_checkins(self, checkins: CheckinRows) -> int:
-        count = len(checkins.user)
-        async with self._connection() as connection, connection.transaction():
-            seq = await self._take_numbers(connection, count)
-            await connection.copy_records_to_table(
-                "checkin",
-                schema_name=self.schema,
-                columns=("seq", "user_key", "place_key", "slot"),
-                records=zip(
-                    range(seq + 1, seq + 1 + count),
-                    checkins.user.tolist(),
-                    checkins.place.tolist(),
-                    checkins.slot.tolist(),
-                    strict=True,
-                ),
-            )
-        return seq + count
-
-
-def rebuild_shard(
-    dsn: str,
-    low: int,
-    high: int | None,
-    *,
-    schema: str = "shoal",
-    config: SpatialKeywordIndexConfig | None = None,
-) -> tuple[SpatialKeywordIndex, int]:
-    """Build the shard of one Hilbert range from Postgres.
-
-    Parameters
-    ----------
-    dsn, schema : str
-        As :class:`PlaceSource`.
-    low, high : int
-        As :meth:`PlaceSource.read`.
-    config : SpatialKeywordIndexConfig, optional
-        Options of the shard.
-
-    Returns
-    -------
-    SpatialKeywordIndex, int
-        The shard, whose ids are the keys, and the number of the change feed
-        from which :meth:`PlaceSource.catch_up` goes on.
-    """
-    with PlaceSource(dsn, schema=schema) as source:
-        rows = source.read(low, high)
-        shard = index_of_columns(rows.columns, source.specs(), config)
-    return shard, rows.seq
-
-
-def sharded_from_source(
-    cls: type[ShardedIndex],
-    source: PlaceSource,
-    shards: int,
-    config: SpatialKeywordIndexConfig | None,
-) -> tuple[ShardedIndex, int]:
-    """Build every shard from its range of the source; see ``ShardedIndex.from_postgres``."""
-    meta, specs = source._meta(), source.specs()
-    config = (config or SpatialKeywordIndexConfig()).model_copy(
-        update={"analyzer": meta["analyzer"]}
-    )
-    seq, ends = int(meta["last_seq"]), source.cuts(shards)
-    hosts, labels = [], []
-    for low, high in zip([0, *ends], [*ends, None], strict=True):
-        rows = source.read(low, high)
-        hosts.append(ShardHost.of_columns(rows.columns, specs, config))
-        labels.append((rows.columns.keys, rows.labels))
-    store = ShardStore(
-        LocalTransport(hosts),
-        np.array(ends, dtype=np.uint64),
-        specs,
-        [host.outline() for host in hosts],
-    )
-    ids = Ids("int") if meta["id_kind"] == "int" else source._numbered()
-    index = cls(store, IndexState(config, ids))
-    for keys, texts in labels:
-        if any(texts):
-            index.labels.put(keys, texts)
-    return index, source.catch_up(index, seq)
-
-
-def _records(
-    columns: PlaceColumns,
-    ids: Sequence[str] | None,
-    labels: Sequence[str | None] | None,
-    seq: int,
-) -> Iterator[tuple[Any, ...]]:
-    """Yield the rows of :data:`_COLUMNS`, made as they are sent."""
-    words = columns.words
-    curve = hilbert_key(columns.lon, columns.lat).astype(np.int64).tolist()
-    ptr = columns.word_ptr.tolist()
-
-    def row(i: int, key: int, lon: float, lat: float) -> tuple[Any, ...]:
-        values = columns.values[:, i].tolist()
-        return (
-            key,
-            None if ids is None else ids[i],
-            None if labels is None else labels[i],
-            lon,
-            lat,
-            [words[w] for w in columns.word_ids[ptr[i] : ptr[i + 1]].tolist()],
-            [None if math.isnan(value) else value for value in values],
-            curve[i],
-            seq + 1 + i,
-        )
-
-    return starmap(
-        row,
-        zip(
-            range(len(columns)),
-            columns.keys.tolist(),
-            columns.lon.tolist(),
-            columns.lat.tolist(),
-            strict=True,
-        ),
-    )
-
-
-def _import_asyncpg() -> Any:
-    try:
-        import asyncpg  # noqa: PLC0415 - only where used
-    except ImportError as error:
-        raise UnavailableError(
-            "asyncpg is not installed", hint="pip install 'shoal[spatial-scale]'"
-        ) from error
-    return asyncpg

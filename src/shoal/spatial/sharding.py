@@ -143,7 +143,7 @@ class ShardedIndex(SpatialKeywordIndex):
         One range is read at a time; changes that come between two of them are
         taken in at the end.
         """
-        from shoal.spatial.postgres import sharded_from_source  # noqa: PLC0415 - optional
+        from shoal.spatial.postgres_shards import sharded_from_source  # noqa: PLC0415 - optional
 
         return sharded_from_source(cls, source, shards, config)
 
