@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from shoal.core.errors import InputError
+from shoal.core.errors import InputError, UnavailableError
 from shoal.data.graphgen import power_law
 from shoal.influence import FastCover, Graph, max_cover
 from shoal.influence.ballot_training import BallotConfig, assignment
@@ -105,6 +105,21 @@ def test_training_starts_where_another_ended(form):
     wrong = FastCover(1, form="paper" if form == "improved" else "improved")
     with pytest.raises(InputError, match="start"):
         wrong.fit([graph], start=other)
+
+
+def test_devices_that_are_not_there_are_named():
+    with pytest.raises(UnavailableError, match="nowhere"):
+        FastCover(1).fit([graph_of(0)], device="nowhere")
+    with pytest.raises(UnavailableError, match="nowhere"):
+        FastCover.bundled(1).score(graph_of(0), device="nowhere")
+
+
+@pytest.mark.parametrize("hops", [1, 2, 3])
+def test_compiled_and_torch_scores_agree(hops):
+    graph = graph_of(4, 2000)
+    model = FastCover.bundled(hops)
+    fused, plain = model.score(graph), model.score(graph, fused=False)
+    assert np.abs(fused - plain).max() <= 1e-5 * np.abs(plain).max()
 
 
 def test_judge_gives_greedy_itself_one():

@@ -145,7 +145,7 @@ class FastCover:
         Raises
         ------
         UnavailableError
-            torch is not installed.
+            torch is not installed, or has no such device here.
         InputError
             There are no graphs, or one has no arc.
         """
@@ -155,12 +155,7 @@ class FastCover:
         first = None if start is None else start._trained()
         if start is not None and start.form != self.form:
             raise InputError("is of another form", field="start", value=start.form)
-        try:
-            importlib.import_module("torch")
-        except ImportError as error:
-            raise UnavailableError(
-                f"training FastCover needs torch: {error}", hint="install shoal[influence,torch]"
-            ) from error
+        _torch_on(device)
         if self.form == "paper":
             module: Any = importlib.import_module("shoal.influence.training")
             kind, train = module.GRATConfig, module.train_grat
@@ -409,9 +404,25 @@ def _finite(scores: Floats) -> Floats:
     return scores
 
 
+def _torch_on(device: str) -> Any:
+    """Return torch once it has shown that it can compute on the device."""
+    try:
+        torch: Any = importlib.import_module("torch")
+    except ImportError as error:
+        raise UnavailableError(
+            f"FastCover's network needs torch: {error}", hint="install shoal[influence,torch]"
+        ) from error
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UnavailableError(f"torch cannot use the device {device!r}: {reason}") from error
+    return torch
+
+
 def _torch_scores(weights: Arrays, graph: Graph, device: str) -> npt.NDArray[Any]:
+    torch = _torch_on(device)
     grat: Any = importlib.import_module("shoal.influence.grat")
-    torch: Any = importlib.import_module("torch")
     variant = "GRAT" if "layers.0.linear.bias" in weights else "GRATV"
     hidden = weights["layers.0.linear.weight"].shape[1]
     net = grat.GRAT(layer_count(weights), hidden, variant=variant)
