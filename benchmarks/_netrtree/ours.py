@@ -12,7 +12,8 @@ from _netrtree.data import MAX_KM, Ask, VisitedPlaces
 from shoal.spatial.columns import SearchStats
 from shoal.spatial.packed import PackedLayout
 from shoal.spatial.query import MATCH_ANY, MATCH_EVERYTHING, Answers, QueryPlan, SocialPlan
-from shoal.spatial.visits import VisitConfig, VisitStore
+from shoal.spatial.visitconfig import VisitConfig
+from shoal.spatial.visits import VisitStore
 
 
 class Ours:

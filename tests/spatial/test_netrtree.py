@@ -11,7 +11,8 @@ from shoal.spatial.columns import AttributeSpec, PlaceColumns
 from shoal.spatial.netrtree import NetrLayout
 from shoal.spatial.query import Answers, QueryPlan, SocialPlan
 from shoal.spatial.userlayer import UserLayer
-from shoal.spatial.visits import VisitConfig, VisitStore
+from shoal.spatial.visitconfig import VisitConfig
+from shoal.spatial.visits import VisitStore
 
 SPECS = [AttributeSpec(name="price", low=0, high=1)]
 

@@ -17,7 +17,8 @@ from shoal.spatial.planner import Planner
 from shoal.spatial.query import Answers, QueryPlan, SocialPlan
 from shoal.spatial.timeslots import category_priors, circular_gaussian
 from shoal.spatial.visitcolumns import VisitColumns
-from shoal.spatial.visits import VisitConfig, VisitStore
+from shoal.spatial.visitconfig import VisitConfig
+from shoal.spatial.visits import VisitStore
 from shoal.spatial.visitsearch import search
 
 SLOTS, USERS, DIM = 24, 60, 6

@@ -365,7 +365,8 @@ class NetrLayout:
     def _without_visits(self) -> tuple[VisitStore, NetrVisits]:
         """Return a store without check-ins, so that one kernel does for both searches."""
         if self._bare is None:
-            from shoal.spatial.visits import VisitConfig, VisitStore  # noqa: PLC0415 - a circle
+            from shoal.spatial.visitconfig import VisitConfig  # noqa: PLC0415 - a circle
+            from shoal.spatial.visits import VisitStore  # noqa: PLC0415
 
             store = VisitStore.build(np.empty(0, dtype=np.int64), config=VisitConfig(time_slots=24))
             self._bare = store, NetrVisits(self, store)

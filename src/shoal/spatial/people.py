@@ -17,7 +17,8 @@ from shoal.spatial.ids import Ids
 from shoal.spatial.query import SocialPlan
 from shoal.spatial.social import SocialEmbedding
 from shoal.spatial.timeslots import slot_of, slots_of_unix
-from shoal.spatial.visits import VisitConfig, VisitStore
+from shoal.spatial.visitconfig import VisitConfig
+from shoal.spatial.visits import VisitStore
 
 __all__ = ["CheckinNote", "People", "UserNote"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from shoal.spatial.visitcolumns import VisitColumns
     from shoal.spatial.visits import VisitStore
 
-__all__ = ["add_counts", "fixed", "kernel_query", "search", "search_all"]
+__all__ = ["add_counts", "fixed", "kernel_query", "search", "search_all", "search_layout"]
 
 
 def search(
@@ -97,6 +97,30 @@ def search(
         counts,
     )
     add_counts(stats, counts)
+
+
+def search_layout(
+    store: VisitStore,
+    layout: Layout,
+    plan: QueryPlan,
+    answers: Answers,
+    *,
+    live: npt.NDArray[np.uint8] | None,
+    stats: SearchStats | None,
+) -> None:
+    """Search a layout by all five parts in the way that it allows.
+
+    The packed layout and ``netr`` are searched under bounds; of any other all
+    rows are scored.
+    """
+    own = getattr(layout, "search_visits", None)
+    if own is not None:
+        own(store, plan, answers, live=live, stats=stats)
+    elif hasattr(layout, "level_start"):
+        packed = cast("PackedLayout", layout)
+        search(packed, store.columns_of(layout), plan, answers, live, stats=stats, store=store)
+    else:
+        search_all(store, layout, plan, answers, live=live, stats=stats)
 
 
 def search_all(
