@@ -94,10 +94,11 @@ def commit_weights(v, out_ptr, out_ids, in_ptr, in_ids, weight, gain, covered, s
 
 
 @njit(cache=True, nogil=True)
-def bucket_order(gain, allowed, everyone):
-    """Return (order int32, end int64 [top + 2]): nodes by gain, falling, then by row.
+def bucket_order(gain, allowed, everyone, most):
+    """Return (order int32, end int64 [top + 2], floor): nodes by gain, falling, then by row.
 
-    The nodes of gain g end at ``end[g]``; those of gain 0 and those not allowed are absent.
+    The nodes of gain g end at ``end[g]``. Once ``most`` nodes are in, no lower level is:
+    those of gain ``floor`` and less are absent, and so are those not allowed.
     """
     n = len(gain)
     top = 0
@@ -106,19 +107,23 @@ def bucket_order(gain, allowed, everyone):
             top = max(top, gain[v])
     begin = np.zeros(top + 2, dtype=np.int64)
     for v in range(n):
-        if gain[v] > 0 and (everyone or allowed[v] != 0):
+        if everyone or allowed[v] != 0:
             begin[gain[v]] += 1
     total = np.int64(0)
+    floor = 0
     for g in range(top, -1, -1):
         count = begin[g]
         begin[g] = total
-        total += count
+        if g == 0 or total >= most:
+            floor = max(floor, g)
+        else:
+            total += count
     order = np.empty(total, dtype=np.int32)
     for v in range(n):
-        if gain[v] > 0 and (everyone or allowed[v] != 0):
+        if gain[v] > floor and (everyone or allowed[v] != 0):
             order[begin[gain[v]]] = v
             begin[gain[v]] += 1
-    return order, begin
+    return order, begin, floor
 
 
 @njit(cache=True, nogil=True)
@@ -173,6 +178,7 @@ def bucket_picks(
     covered,
     order,
     end,
+    floor,
     head,
     follow,
     waiting,
@@ -190,7 +196,7 @@ def bucket_picks(
     Gains only fall. ``order`` holds each node where its first gain put it; a node
     found there with less goes to the list (``head``, ``follow``) of its present gain.
     When a level is reached, its list becomes a heap by row (``waiting``), so that the
-    level is served in the order of rows whoever fell into it.
+    level is served in the order of rows whoever fell into it. It ends at ``floor``.
 
     Until ``state[TOLD]`` nodes are asked: one that comes to the front is counted anew
     (``counted`` says at which pick), which for few seeds touches few arcs. Once that
@@ -201,7 +207,7 @@ def bucket_picks(
         if state[ARCS] >= stop:
             return
         level = state[LEVEL]
-        if level == 0:
+        if level <= floor:
             break
         if state[TOLD] == 0 and state[ARCS] > ask_arcs:
             count_all(out_ptr, out_ids, covered, gain)
