@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from shoal.core.errors import InputError
 from shoal.influence import greedy
+from shoal.influence.cover import max_cover
 from shoal.influence.coverage import distance_labels
 from shoal.influence.graph import Graph
 from shoal.influence.groups import CoverGroup, floor_seeds, floors_met
@@ -105,3 +106,13 @@ def test_two_groups_of_one_name():
     twice = [CoverGroup("a", [1], 0.5), CoverGroup("a", [2], 0.5)]
     with pytest.raises(InputError, match="two groups"):
         floor_seeds(make_problem(two_villages(), 1), twice)
+
+
+def test_max_cover_meets_floors_and_says_so():
+    result = max_cover(
+        two_villages(), 2, groups=[CoverGroup("village", [12, 13, 14], 1.0)], refine="swap"
+    )
+    assert sorted(result.seeds) == [0, 1]
+    assert "floor of village met: 3 of 3 needed" in result.notes
+    lost = max_cover(two_villages(), 1, groups=[CoverGroup("all", range(16), 1.0)])
+    assert any("floor of all NOT met: 11 of 16" in note for note in lost.notes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -17,6 +17,7 @@ from shoal.core.progress import progress as progress_of
 from shoal.influence import greedy, lazy, sketch
 from shoal.influence.coverage import coverage
 from shoal.influence.graph import Graph
+from shoal.influence.groups import CoverGroup, floor_seeds, floors_met
 from shoal.influence.problem import CoverProblem, make_problem
 from shoal.influence.ranking import pick_by_score, vote_scores
 from shoal.influence.results import Bound, CoverResult, Picked
@@ -45,6 +46,7 @@ def max_cover(
     certificate: str | None = None,
     candidates: Iterable[Any] | None = None,
     exclude: Iterable[Any] | None = None,
+    groups: Sequence[CoverGroup] | None = None,
     warm_start: Iterable[Any] | None = None,
     time_limit: float | None = None,
     n_jobs: int = 1,
@@ -85,6 +87,10 @@ def max_cover(
         ``"online"`` or ``"lagrangian"``: an upper bound on any choice within the limits.
     candidates, exclude : iterable of names, optional
         Who may be chosen, and who may not; all are reached and counted.
+    groups : sequence of CoverGroup, optional
+        Shares of groups of nodes that must be covered first; the notes say of each
+        whether it was met. What is guaranteed: :mod:`shoal.influence.groups`. A
+        certificate then bounds choices that begin with the floors' seeds.
     warm_start : iterable of names, optional
         The first seeds, which stay.
     time_limit : float, optional
@@ -138,6 +144,10 @@ def max_cover(
         seed=seed,
     )
     timings["check"] = time.perf_counter() - start
+    if groups:
+        begin = time.perf_counter()
+        problem = replace(problem, warm_start=floor_seeds(problem, groups))
+        timings["floors"] = time.perf_counter() - begin
     with progress_of("Choosing seeds", problem.k) if progress else nullcontext() as bar:
         if bar is not None:
             problem = replace(problem, watch=lambda done: bar.advance(done - bar.done))
@@ -159,6 +169,9 @@ def max_cover(
         timings["certificate"] = time.perf_counter() - begin
     if picked.finished:
         notes += _shortfalls(problem, picked, covered, asked=k)
+    for floor in floors_met(problem, groups or (), picked.rows):
+        said = "met" if floor.met else "NOT met"
+        notes.append(f"floor of {floor.name} {said}: {floor.covered} of {floor.needed} needed")
     timings["all"] = time.perf_counter() - start
     timings["cpu"] = time.process_time() - processor
     return CoverResult(
