@@ -11,7 +11,8 @@ from shoal.core.errors import InputError, IntegrityError, NotFoundError
 from shoal.spatial import _visit_rows as kernels
 from shoal.spatial import reference
 from shoal.spatial.columns import AttributeSpec, PlaceColumns, SearchStats
-from shoal.spatial.netrtree import NetrLayout, NetrVisits
+from shoal.spatial.netr_visits import NetrVisits
+from shoal.spatial.netrtree import NetrLayout
 from shoal.spatial.packed import PackedLayout
 from shoal.spatial.planner import Planner
 from shoal.spatial.query import Answers, QueryPlan, SocialPlan

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shoal.spatial.qdr_arrays import LOOKUP, PLACES, QC, TREES
+from shoal.spatial.placearrays import PLACES
+from shoal.spatial.qdr_arrays import LOOKUP, QC, TREES
 from shoal.spatial.terms import Terms
 
 __all__ = ["group_bytes", "structure"]

@@ -23,34 +23,30 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shoal.core.errors import InputError, IntegrityError
+from shoal.core.errors import InputError
 from shoal.spatial import _qdr_kernels as kernels
 from shoal.spatial.columns import AttributeSpec, PlaceColumns, SearchStats
 from shoal.spatial.curve import hilbert_order
+from shoal.spatial.flatlayout import FlatLayout, with_terms
+from shoal.spatial.placearrays import PLACES, in_order, place_arrays
 from shoal.spatial.qctree import QCTree
 from shoal.spatial.qdr_arrays import (
     LOOKUP,
-    PLACES,
     QC,
     TREES,
-    in_order,
+    kernel_places,
     lookup_arrays,
-    place_arrays,
     tree_arrays,
 )
+from shoal.spatial.qdr_query import QueryWords, kernel_query
 from shoal.spatial.qdr_report import group_bytes, structure
 from shoal.spatial.qdr_sources import sources
-from shoal.spatial.query import TEXT_BM25, Answers, QueryPlan
-from shoal.spatial.terms import Terms
+from shoal.spatial.query import Answers, QueryPlan
 
 __all__ = ["QuadClusterLayout"]
 
-_Arrays = dict[str, npt.NDArray[Any]]
 
-_TERMS = "terms_"
-
-
-class QuadClusterLayout:
+class QuadClusterLayout(FlatLayout):
     """Places arranged as a QDR-Tree; make one with :meth:`build` or :meth:`from_arrays`.
 
     Rows are in Hilbert order, so the ascending members of a tree are packed as
@@ -64,22 +60,14 @@ class QuadClusterLayout:
         skyline of the attributes. All on to begin with.
     """
 
+    KIND = "quad_cluster"
+    NAMES = (*PLACES, *QC, *LOOKUP, *TREES)
+
     def __init__(self, arrays: Mapping[str, npt.NDArray[Any]], meta: Mapping[str, Any]) -> None:
-        self._meta = dict(meta)
-        self.specs = tuple(AttributeSpec(**spec) for spec in meta["specs"])
+        super().__init__(arrays, meta)
         self.use_bitmaps = self.use_corners = self.use_skylines = True
-        # Read-only views: memory-mapped files and fresh arrays are one type to the kernels.
-        names = (*PLACES, *QC, *LOOKUP, *TREES)
-        self._arrays: _Arrays = {name: _fixed(arrays[name]) for name in names}
-        self.terms = Terms.from_arrays(
-            {
-                name.removeprefix(_TERMS): array
-                for name, array in arrays.items()
-                if name.startswith(_TERMS)
-            }
-        )
         held = self._arrays
-        self._places = _places(held, self.specs, meta)
+        self._places = kernel_places(held, self.specs, meta)
         self._trees = kernels.Trees(
             fan_out=int(meta["fan_out"]), **{name: held[name] for name in TREES}
         )
@@ -180,45 +168,10 @@ class QuadClusterLayout:
             "qc_leaf": tree.leaf,
         }
         leaf_of, bit_of, lookup = lookup_arrays(columns, tree)
-        places = _places(arrays, specs, meta)
+        places = kernel_places(arrays, specs, meta)
         arrays |= lookup
         arrays |= tree_arrays(columns, specs, places, (leaf_of, bit_of), (fan_out, skyline_cap))
-        for name, array in Terms.build(columns.words).arrays().items():
-            arrays[_TERMS + name] = array
-        return cls(arrays, meta)
-
-    @classmethod
-    def from_arrays(
-        cls, arrays: Mapping[str, npt.NDArray[Any]], meta: Mapping[str, Any]
-    ) -> QuadClusterLayout:
-        """Return the layout that :meth:`arrays` and :meth:`meta` came from.
-
-        Raises
-        ------
-        IntegrityError
-            An array or entry is missing, the version is unknown, or lengths
-            that belong together differ.
-        """
-        if meta.get("layout") != "quad_cluster" or meta.get("version") != 1:
-            raise IntegrityError(
-                f"no quad_cluster layout of version 1: {meta.get('layout')!r} "
-                f"{meta.get('version')!r}"
-            )
-        try:
-            found = cls(arrays, meta)
-        except KeyError as error:
-            raise IntegrityError(f"quad_cluster layout without {error.args[0]!r}") from None
-        found._check_lengths()
-        return found
-
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        return len(self._arrays["keys"])
-
-    @property
-    def keys(self) -> npt.NDArray[np.int64]:
-        """Return the key of each row, int64 [n]."""
-        return self._arrays["keys"]
+        return cls(with_terms(arrays, columns), meta)
 
     def replace(
         self,
@@ -336,38 +289,6 @@ class QuadClusterLayout:
         kernels.row_parts(self._places, query, rows, parts, kms, good)
         return parts, kms, good
 
-    def positions(
-        self, rows: npt.NDArray[np.int64]
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Return (lon, lat) of rows, degrees, float64 each."""
-        held = self._arrays
-        if self._places.exact:
-            return held["lon64"][rows], held["lat64"][rows]
-        return held["lon32"][rows] / 1e7, held["lat32"][rows] / 1e7
-
-    def columns(self) -> PlaceColumns:
-        """Return the places as columns, in row order."""
-        held = self._arrays
-        exact, wide = self._places.exact, self._places.wide
-        return PlaceColumns(
-            keys=held["keys"],
-            lon=held["lon64"] if exact else held["lon32"] / 1e7,
-            lat=held["lat64"] if exact else held["lat32"] / 1e7,
-            words=self.terms.words(),
-            word_ptr=held["word_ptr"],
-            word_ids=held["word_ids"],
-            values=held["values64"] if wide else held["values32"].astype(np.float64),
-        )
-
-    def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
-        """Return the flat arrays that a file holds, by name."""
-        named = {_TERMS + name: array for name, array in self.terms.arrays().items()}
-        return {**self._arrays, **named}
-
-    def meta(self) -> dict[str, object]:
-        """Return what :meth:`from_arrays` needs beside the arrays; JSON only."""
-        return dict(self._meta)
-
     def nbytes(self) -> dict[str, int]:
         """Return the bytes of each group of arrays, and their ``total``.
 
@@ -384,13 +305,10 @@ class QuadClusterLayout:
         """
         return structure(self._arrays, self.terms)
 
-    def _check_lengths(self) -> None:
-        held, n = self._arrays, len(self)
+    def _lengths(self) -> dict[str, int]:
+        held = self._arrays
         nodes = len(held["boxes"])
-        pairs = {
-            "word_ptr": n + 1,
-            ("lon64" if self._places.exact else "lon32"): n,
-            ("lat64" if self._places.exact else "lat32"): n,
+        return {
             "node_low": nodes,
             "node_high": nodes,
             "sky_ptr": nodes + 1,
@@ -398,11 +316,6 @@ class QuadClusterLayout:
             "clustered_leaf": len(held["clustered"]),
             "bit_width": len(held["member_ptr"]) - 1,
         }
-        for name, length in pairs.items():
-            if len(held[name]) != length:
-                raise IntegrityError(
-                    f"array {name!r} has {len(held[name])} entries instead of {length}"
-                )
 
     def _ids(self, words: Sequence[str]) -> npt.NDArray[np.int64]:
         return self.terms.ids(words) if len(words) else np.empty(0, dtype=np.int64)
@@ -435,71 +348,10 @@ class QuadClusterLayout:
         leaf[clustered] = held["clustered_leaf"][place[clustered]]
         bit[clustered] = held["clustered_bit"][place[clustered]]
         source, lists, roots = sources(self._arrays, plan, ids, leaf)
-        filters, region = plan.filters, plan.region
-        x, y, z, cos_lat = kernels.query_point(float(plan.lon), float(plan.lat))
-        without = self._ids(plan.without)
-        query = kernels.Query(
-            has_point=bool(plan.has_point),
-            lon=float(plan.lon),
-            lat=float(plan.lat),
-            cos_lat=cos_lat,
-            x=x,
-            y=y,
-            z=z,
-            match=int(plan.match),
-            words=_fixed(ids, np.int64),
-            word_weights=_fixed(plan.word_weights, np.float64),
-            leaf_of=_fixed(leaf),
-            bit_of=_fixed(bit),
-            source_of=_fixed(source),
-            bm25=plan.text_kind == TEXT_BM25,
-            k1=float(plan.bm25_k1),
-            b=float(plan.bm25_b),
-            mean_words=float(plan.mean_words),
-            weights=_fixed(plan.weights, np.float64),
-            decay_kind=int(plan.decay_kind),
-            decay_scale=float(plan.decay_scale),
-            max_km=float(plan.max_km),
-            pref_column=_fixed(plan.pref_column, np.int32),
-            pref_flip=_fixed(plan.pref_flip, np.uint8),
-            pref_weight=_fixed(plan.pref_weight, np.float64),
-            filter_column=_fixed(filters.column if filters else (), np.int32),
-            filter_ptr=_fixed(filters.ptr if filters else (0,), np.int32),
-            filter_low=_fixed(filters.low if filters else (), np.float64),
-            filter_high=_fixed(filters.high if filters else (), np.float64),
-            region_kind=int(region.kind) if region else 0,
-            region_points=_fixed(region.points if region else np.empty((0, 2)), np.float64),
-            region_ptr=_fixed(region.ptr if region else (0,), np.int32),
-            cap_x=float(region.cap[0]) if region else 0.0,
-            cap_y=float(region.cap[1]) if region else 0.0,
-            cap_z=float(region.cap[2]) if region else 0.0,
-            cap_chord2=float(region.cap_chord2) if region else 4.0,
-            without=_fixed(without[without >= 0], np.int64),
-            live=_fixed(live if live is not None else (), np.uint8),
-            use_bitmaps=self.use_bitmaps,
-            use_corners=self.use_corners,
-            use_skylines=self.use_skylines,
+        query = kernel_query(
+            plan,
+            QueryWords(ids, leaf, bit, source, self._ids(plan.without)),
+            live,
+            switches=(self.use_bitmaps, self.use_corners, self.use_skylines),
         )
         return query, lists, roots
-
-
-def _places(
-    arrays: Mapping[str, npt.NDArray[Any]],
-    specs: Sequence[AttributeSpec],
-    meta: Mapping[str, Any],
-) -> kernels.Places:
-    return kernels.Places(
-        **{name: _fixed(arrays[name]) for name in PLACES},
-        exact=bool(meta["exact"]),
-        wide=bool(meta["wide"]),
-        low=_fixed([spec.low for spec in specs], np.float64),
-        span=_fixed([spec.span for spec in specs], np.float64),
-        missing=_fixed([spec.missing_code for spec in specs], np.int64),
-    )
-
-
-def _fixed(values: Any, dtype: Any = None) -> npt.NDArray[Any]:
-    """Return a contiguous read-only view, so that a kernel is compiled for one kind of array."""
-    view = np.ascontiguousarray(values, dtype=dtype).view()
-    view.flags.writeable = False
-    return view

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from shoal.spatial import _visit_kernels as kernels
 from shoal.spatial import _visit_rows as counted
 from shoal.spatial import _visit_values as given
 from shoal.spatial.columns import Layout, SearchStats
+from shoal.spatial.placearrays import fixed
 from shoal.spatial.planner import Planner
 from shoal.spatial.query import TEXT_BM25, Answers, QueryPlan
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from shoal.spatial.visitcolumns import VisitColumns
     from shoal.spatial.visits import VisitStore
 
-__all__ = ["add_counts", "fixed", "kernel_query", "search", "search_all", "search_layout"]
+__all__ = ["add_counts", "kernel_query", "search", "search_all", "search_layout"]
 
 
 def search(
@@ -251,13 +252,6 @@ def _steps(dim: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return the places of coordinates in a block, and of their minima in a group of boxes."""
     steps = np.arange(dim, dtype=np.int64)
     return fixed(steps * 16), fixed(steps * 32)
-
-
-def fixed(values: Any, dtype: Any = None) -> npt.NDArray[Any]:
-    """Return a contiguous read-only view, so that a kernel is compiled for one kind of array."""
-    view = np.ascontiguousarray(values, dtype=dtype).view()
-    view.setflags(write=False)
-    return view
 
 
 _NO_ROWS = fixed(np.empty(0, dtype=np.int64))
