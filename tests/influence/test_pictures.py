@@ -30,7 +30,7 @@ def test_the_curve_says_what_is_covered_and_what_is_proven(graph, tmp_path):
     figure = draw_curve(result)
     line = figure.axes[0].lines[0]
     np.testing.assert_allclose(line.get_ydata(), result.curve() / 300)
-    assert f"{result.covered / 300:.1%} covered" in texts(figure)
+    assert f"{result.covered / 300:.2%} covered" in texts(figure)
     assert "(proven)" in texts(figure)
     assert "no choice" not in texts(draw_curve(max_cover(graph, 20)))
     for name in ("a.png", "a.svg"):

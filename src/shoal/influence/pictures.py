@@ -46,14 +46,14 @@ def draw_curve(result: CoverResult, *, title: str | None = None) -> Figure:
     count = np.arange(len(share))
     axes.fill_between(count, 0, share, color=_COLOURS[0], alpha=0.10, linewidth=0)
     axes.plot(count, share, color=_COLOURS[0], linewidth=2.2)
-    axes.plot(count[-1], share[-1], "o", color=_COLOURS[0], markersize=6)
-    text = f"{share[-1]:.1%} covered"
+    axes.plot(count[-1], share[-1], "o", color=_COLOURS[0], markersize=6, clip_on=False)
+    text = f"{share[-1]:.2%} covered"
     if result.upper_bound is not None and result.total > 0:
         bound = result.upper_bound / result.total
         axes.axhline(bound, color=_COLOURS[1], linewidth=1.4, linestyle=(0, (5, 3)))
         kind = "proven" if result.bound_kind == "proven" else "statistical"
         axes.annotate(
-            f"no choice can cover more than {bound:.1%} ({kind})",
+            f"no choice can cover more than {np.ceil(bound * 1e4) / 100:.2f}% ({kind})",
             (0.01, bound),
             xycoords=("axes fraction", "data"),
             xytext=(0, 5),
@@ -64,12 +64,12 @@ def draw_curve(result: CoverResult, *, title: str | None = None) -> Figure:
             text += f"\nat least {np.floor(result.ratio * 1e4) / 100:.2f}% of the best"
     axes.annotate(
         text,
-        (count[-1], share[-1]),
-        xytext=(-10, -14),
-        textcoords="offset points",
+        (0.97, 0.06),
+        xycoords="axes fraction",
         ha="right",
-        va="top",
+        va="bottom",
         color=_COLOURS[0],
+        fontsize=12,
     )
     _finish(axes, len(share) - 1, float(max(share[-1], _bound_share(result))))
     return figure
@@ -134,8 +134,6 @@ def draw_reach(result: CoverResult, node: Any, *, title: str | None = None) -> F
     NotFoundError
         There is no such node.
     """
-    from shoal.influence.explaining import explain  # noqa: PLC0415 - it compiles kernels
-
     graph = result.graph
     row = int(graph.rows([node], field="node")[0])
     label = distance_labels(graph, [row], result.hops)
@@ -148,7 +146,7 @@ def draw_reach(result: CoverResult, node: Any, *, title: str | None = None) -> F
         )
     others = result.rows[result.rows != row]
     shared = distance_labels(graph, others, result.hops) <= result.hops
-    figure, axes = _canvas(title or str(explain(result, node)).split(":")[0], size=(7.5, 7.5))
+    figure, axes = _canvas(title or f"Whom {node} reaches within {_hops(result)}", size=(7.5, 7.5))
     place = _rings(ball, label)
     for u in ball.tolist():
         for w in graph.out_ids[graph.out_ptr[u] : graph.out_ptr[u + 1]].tolist():
@@ -178,13 +176,17 @@ def draw_reach(result: CoverResult, node: Any, *, title: str | None = None) -> F
     names = graph.labels(ball)
     for u, name in zip(ball.tolist(), names, strict=True):
         if len(ball) <= _FEW_NODES or u == row:
+            # Outwards, off the arrows that come from within.
+            away = np.array(place[u]) / max(np.hypot(*place[u]), 1e-9)
             axes.annotate(
                 str(name),
                 place[u],
-                xytext=(0, 7),
+                xytext=(0, 14) if u == row else (7 * away[0], 11 * away[1]),
                 textcoords="offset points",
-                ha="center",
+                ha="center" if abs(away[0]) < 0.3 else ("left" if away[0] > 0 else "right"),
+                va="center",
                 fontsize=8,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
                 zorder=4,
             )
     axes.set_aspect("equal")
