@@ -15,7 +15,6 @@ from shoal.influence import FastCover, max_cover
 
 #: Roles whose ratios enter the means: nothing was learned from these, nor chosen on them.
 UNSEEN = ("unseen", "generated")
-ONE_PASS = ("grat paper", "grat improved", "vote", "degree")
 
 
 def run(sets: list[GraphSet], quick: bool) -> dict[str, Any]:
@@ -40,8 +39,14 @@ def _graph(one: GraphSet, hops: int, ks: tuple[int, ...], quick: bool) -> list[d
         start = time.process_time()
         orders[name] = call()
         spent[name] = time.process_time() - start
+    improved = FastCover.bundled(hops, form="improved")
+    improved.select(graph, 1)  # compiled before the clock starts
     cells = []
     for k in (k for k in ks if k <= graph.n):
+        # Not nested: the improved form spreads its passes over the seeds it is asked for.
+        start = time.process_time()
+        orders["grat improved"] = np.asarray(improved.select(graph, k))
+        spent["grat improved"] = time.process_time() - start
         reached = checker.covered(graph, greedy.rows[:k], hops)
         cell: dict[str, Any] = {
             "graph": one.name,
@@ -88,15 +93,14 @@ def _graph(one: GraphSet, hops: int, ks: tuple[int, ...], quick: bool) -> list[d
 def _one_pass(one: GraphSet, hops: int, k: int) -> dict[str, Callable[[], np.ndarray]]:
     graph = one.graph
 
-    def learned(form: str, seed: int | None = None) -> Callable[[], np.ndarray]:
-        net = FastCover.bundled(hops, form=form, **({} if seed is None else {"seed": seed}))
+    def learned(seed: int) -> Callable[[], np.ndarray]:
+        net = FastCover.bundled(hops, form="paper", seed=seed)
         net.select(graph, 1)  # compiled before the clock starts
         return lambda: np.asarray(net.select(graph, k))
 
     calls: dict[str, Callable[[], np.ndarray]] = {
-        f"grat paper, seed {seed}": learned("paper", seed) for seed in FastCover.bundled_seeds()
+        f"grat paper, seed {seed}": learned(seed) for seed in FastCover.bundled_seeds()
     }
-    calls["grat improved"] = learned("improved")
     for method in ("vote", "degree"):
         calls[method] = lambda method=method: max_cover(graph, k, hops, method=method).rows
     return calls

@@ -12,13 +12,17 @@ from _fastcover.data import GraphSet
 from _fastcover.timing import in_turns, once
 from shoal.influence import ball_sizes, max_cover
 
+#: The bars are held against this many of the largest graphs; all are reported.
+LARGE = 4
+
 
 def networkit(sets: list[GraphSet], quick: bool) -> dict[str, Any]:
     """d = 1: exact greedy against NetworKit's GroupDegree, the graphs ready in memory."""
     if not peers.has("networkit"):
         return {}
     rows = []
-    for one in _biggest(sets, 2 if quick else 5, most=1_500_000):
+    chosen = _largest(sets, 2 if quick else len(sets), most=1_500_000)
+    for one in chosen:
         made = peers.networkit_graph(one.graph)
         for k in (50, 1000):
             if k > one.graph.n:
@@ -47,9 +51,11 @@ def networkit(sets: list[GraphSet], quick: bool) -> dict[str, Any]:
                 f" coverage {row['coverage']:.5f} of its",
                 flush=True,
             )
+    large = {one.name for one in chosen[-LARGE:]}
     return {
         "rows": rows,
-        "networkit_ratio": min(row["ratio"] for row in rows),
+        "networkit_ratio": min(row["ratio"] for row in rows if row["graph"] in large),
+        "networkit_ratio_of_all": min(row["ratio"] for row in rows),
         "networkit_coverage": min(row["coverage"] for row in rows),
     }
 
@@ -57,8 +63,11 @@ def networkit(sets: list[GraphSet], quick: bool) -> dict[str, Any]:
 def lazy_forward(sets: list[GraphSet], quick: bool) -> dict[str, Any]:
     """d = 2 and 3, k = 1000: ours against a well-written CELF in the same compiled language."""
     rows = []
-    for one in _biggest(sets, 1 if quick else 4, most=1_200_000):
-        for hops in (2,) if quick else (2, 3):
+    two = _largest(sets, 1 if quick else len(sets), most=1_200_000)
+    # CELF takes minutes at three hops on larger ones.
+    three = [] if quick else _largest(sets, len(sets), most=400_000)
+    for hops, chosen in ((2, two), (3, three)):
+        for one in chosen:
             k = min(1000, one.graph.n)
             peer_cpu, peer = once(lambda one=one, hops=hops, k=k: celf(one.graph, k, hops))
             counted = checker.covered(one.graph, peer, hops)
@@ -89,12 +98,12 @@ def lazy_forward(sets: list[GraphSet], quick: bool) -> dict[str, Any]:
                     flush=True,
                 )
     auto = [row for row in rows if row["method"] == "auto"]
-    exact = [row for row in rows if row["method"] == "exact"]
+    large = {(hops, one.name) for hops, chosen in ((2, two), (3, three)) for one in chosen[-LARGE:]}
     return {
         "rows": rows,
-        "celf_ratio": min(row["ratio"] for row in auto),
+        "celf_ratio": min(row["ratio"] for row in auto if (row["hops"], row["graph"]) in large),
+        "celf_ratio_of_all": min(row["ratio"] for row in auto),
         "celf_coverage": min(row["coverage"] for row in auto),
-        "celf_ratio_exact": min(row["ratio"] for row in exact),
     }
 
 
@@ -132,7 +141,7 @@ def closure(sets: list[GraphSet], quick: bool) -> dict[str, Any]:
     return {"rows": rows, "closure_ratio": min(row["ratio"] for row in rows)} if rows else {}
 
 
-def _biggest(sets: list[GraphSet], count: int, most: int) -> list[GraphSet]:
+def _largest(sets: list[GraphSet], count: int, most: int) -> list[GraphSet]:
     """Return the largest graphs of at most ``most`` arcs, or the smallest if all are larger."""
     fitting = [one for one in sets if one.graph.m <= most]
     return fitting[-count:] or sets[:1]

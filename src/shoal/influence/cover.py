@@ -161,7 +161,10 @@ def max_cover(
         picked = _refined(problem, picked, notes)
         work.update({f"refine_{key}": value for key, value in picked.work.items()})
         timings["refine"] = time.perf_counter() - begin
-    covered = coverage(graph, graph.labels(picked.rows), problem.hops, weights=problem.weights)
+    if problem.weights is None:
+        covered = float(picked.gains.sum())  # whole numbers: what each seed added, exactly
+    else:
+        covered = coverage(graph, graph.labels(picked.rows), problem.hops, weights=problem.weights)
     bound = None
     if certificate is not None:
         begin = time.perf_counter()
