@@ -121,7 +121,7 @@ def test_negative_control_gains_kept_over_a_removal_are_wrong(monkeypatch):
     assert right.seeds() == [2, 1]
     same(right)
     wrong = CoverIndex(chain_of_stars(), 2)
-    monkeypatch.setattr(StandingOrder, "_cut_at_seeds", lambda self: None)
+    monkeypatch.setattr(StandingOrder, "_cut_where_needed", lambda self, u, v: None)
     wrong.remove_edges([0, 0, 0], [11, 12, 13])
     assert wrong.seeds() == [0, 1]
     with pytest.raises(AssertionError):

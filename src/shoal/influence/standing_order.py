@@ -2,12 +2,12 @@
 
 An arc (u, v) bears only on the balls of R, the nodes that reach u within d - 1 hops:
 
-- as long as no seed of a prefix of the greedy order is in R, that prefix covers what
-  it covered, and gains relative to it fall when the arc goes, for balls only shrink;
-  so it stays the greedy prefix;
-- when the arc comes, gains of R relative to that prefix rise by at most what v then
-  reaches and the prefix does not cover; where the raised bound stays below the gain of
-  a pick, that pick stands.
+- when the arc goes, a prefix of the greedy order covers what it covered as long as none
+  of its shortest ways used the arc, and gains relative to it fall, for balls only
+  shrink; so it stays the greedy prefix;
+- when the arc comes and no seed of the prefix is in R, gains of R relative to that
+  prefix rise by at most what v then reaches and the prefix does not cover; where the
+  raised bound stays below the gain of a pick, that pick stands.
 
 So upper bounds and labels are kept at a few rounds (checkpoints), the order is cut
 where it first may differ, and goes on from the last checkpoint before that. Gains
@@ -196,12 +196,12 @@ class StandingOrder:
             self._make_scratch()
 
     def _search(self, arcs: Adjacency, v: int, ends: Rows) -> int:
-        """Fill the queue, and ``ends`` by depth, with those within hops - 1; return how many."""
+        """Fill the queue, and ``ends`` by depth (one for each); return how many were met."""
         self._seen[-1] += 1
         size = kernels.ball_by_depth(
             *arcs.arrays,
             np.int64(v),
-            np.int64(self.hops - 1),
+            np.int64(len(ends) - 1),
             self._seen,
             self._seen[-1],
             self._queue,
@@ -215,6 +215,26 @@ class StandingOrder:
         inside = np.flatnonzero(self._seen[self.rows] == self._seen[-1])
         if len(inside):
             self.cut(int(inside[0]))
+
+    def _cut_where_needed(self, u: int, v: int) -> None:
+        """Cut before the first seed from which on the shortest ways to ``v`` may use the arc.
+
+        While the nearest seed of a prefix is not exactly one hop nearer to u than to v,
+        no label of the prefix hangs on the arc.
+        """
+        near = np.minimum.accumulate(self._seed_distances(u, self.hops - 1))
+        far = np.minimum.accumulate(self._seed_distances(v, self.hops))
+        used = np.flatnonzero((near != kernels.FAR) & (far == near + 1))
+        if len(used):
+            self.cut(int(used[0]))
+
+    def _seed_distances(self, v: int, most: int) -> Rows:
+        """Return each seed's distance to ``v``, int64, 127 beyond ``most``."""
+        ends = np.zeros(most + 1, dtype=np.int64)
+        size = self._search(self.back, v, ends)
+        label = np.full(self.n, kernels.FAR, dtype=np.int64)
+        label[self._queue[:size]] = np.repeat(np.arange(most + 1), np.diff(ends, prepend=0))
+        return np.asarray(label[self.rows])
 
     def add_nodes(self, units: Rows, allowed: int) -> None:
         """Add isolated nodes with these weights."""
@@ -233,8 +253,7 @@ class StandingOrder:
 
     def remove(self, u: int, v: int) -> None:
         """Take an arc away that is there."""
-        self._search(self.back, u, np.zeros(self.hops, dtype=np.int64))
-        self._cut_at_seeds()
+        self._cut_where_needed(u, v)
         self.out.remove(u, v)
         self.back.remove(v, u)
 
