@@ -1,8 +1,7 @@
 """Which 50 packages reach most of Debian, by how much, with a proof, and who would replace them."""
 
 from shoal.data import debian
-from shoal.influence import Graph, max_cover
-from shoal.influence.coverage import coverage
+from shoal.influence import Graph, coverage, max_cover
 
 packages = debian.sample()  # bookworm main, 63,436 packages
 graph = Graph.from_table(packages.table())  # from a dependency to its dependents
@@ -25,4 +24,6 @@ result = max_cover(graph, 50, weights=packages.installed_kib)
 print(f"  {', '.join(result.seeds[:6])}: {result.covered / result.total:.1%} of all KiB")
 
 few = max_cover(graph, hops=3, target=0.8)
-print(f"\n{len(few.seeds)} packages are enough for 80% within 3 hops: {', '.join(few.seeds[:3])} ...")
+print(
+    f"\n{len(few.seeds)} packages are enough for 80% within 3 hops: {', '.join(few.seeds[:3])} ..."
+)

@@ -64,7 +64,7 @@ def load(folder: Path | None, quick: bool, seed: int) -> list[GraphSet]:
 def generated(quick: bool, seed: int) -> list[GraphSet]:
     """Return graphs made here, with seeds that no training used."""
     made = {
-        "rmat14": graphgen.rmat(14, 120_000, seed=seed + 9001),
+        "rmat16": graphgen.rmat(16, 600_000, seed=seed + 9001),
         "power-law": graphgen.power_law(20_000, 6.0, exponent=2.2, seed=seed + 9002),
     }
     if not quick:

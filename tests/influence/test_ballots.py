@@ -10,7 +10,7 @@ from shoal.data.graphgen import power_law
 from shoal.influence import FastCover, Graph
 from shoal.influence import _ballot_kernels as kernels
 from shoal.influence.ballots import BallotNet, batch_sizes, cast_votes, features, select
-from shoal.influence.coverage import distance_labels
+from shoal.influence.counting import distance_labels
 
 
 def graph_of(n, seed=0, mean_degree=2.0):

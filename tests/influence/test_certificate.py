@@ -18,7 +18,7 @@ from shoal.core.errors import InputError
 from shoal.influence import _certificate_kernels as kernels
 from shoal.influence import greedy, lazy
 from shoal.influence.certificate import evaluate, lagrangian, limits_of, online
-from shoal.influence.coverage import coverage, distance_labels
+from shoal.influence.counting import coverage, distance_labels
 from shoal.influence.graph import Graph
 from shoal.influence.problem import CoverProblem, make_problem
 from shoal.influence.reach import reach_of

@@ -14,8 +14,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import eye_array, hstack, lil_array
 
 from shoal.core.errors import InputError, UnavailableError
+from shoal.influence.counting import ball_sizes, coverage
 from shoal.influence.cover import METHODS, max_cover
-from shoal.influence.coverage import ball_sizes, coverage
 from shoal.influence.graph import Graph
 from shoal.influence.problem import make_problem
 from shoal.influence.ranking import pick_by_score, vote_scores
@@ -67,7 +67,7 @@ def optimum(graph, k, hops, weights):
 
 
 def ball_labels(graph, v, hops):
-    from shoal.influence.coverage import distance_labels
+    from shoal.influence.counting import distance_labels
 
     return distance_labels(graph, [v], hops) <= hops
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from shoal.core.errors import InputError, IntegrityError, NotFoundError
 from shoal.influence import greedy, lazy
 from shoal.influence.adjacency import Adjacency
+from shoal.influence.counting import coverage
 from shoal.influence.cover_index import CoverIndex
-from shoal.influence.coverage import coverage
 from shoal.influence.graph import Graph
 from shoal.influence.problem import make_problem
 from shoal.influence.standing_order import StandingOrder

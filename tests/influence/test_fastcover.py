@@ -10,7 +10,7 @@ import pytest
 from shoal.core.errors import InputError, IntegrityError, NotFoundError
 from shoal.data.graphgen import power_law
 from shoal.influence import FastCover, Graph, max_cover
-from shoal.influence.coverage import distance_labels
+from shoal.influence.counting import distance_labels
 
 MODELS = [(form, hops) for form in ("paper", "improved") for hops in (1, 2, 3)]
 

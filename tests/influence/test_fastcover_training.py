@@ -9,7 +9,7 @@ from shoal.core.errors import InputError, UnavailableError
 from shoal.data.graphgen import power_law
 from shoal.influence import FastCover, Graph, max_cover
 from shoal.influence.ballot_training import BallotConfig, assignment
-from shoal.influence.coverage import distance_labels
+from shoal.influence.counting import distance_labels
 from shoal.influence.training import (
     GRATConfig,
     Judge,

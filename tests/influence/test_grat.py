@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 from shoal.core.errors import InputError  # noqa: E402
 from shoal.data.graphgen import power_law  # noqa: E402
 from shoal.influence import GRAT, Graph, GRATConv  # noqa: E402
-from shoal.influence.coverage import distance_labels  # noqa: E402
+from shoal.influence.counting import distance_labels  # noqa: E402
 from shoal.influence.grat import Arcs, arcs_of, reversed_softmax  # noqa: E402
 from shoal.influence.losses import closure_of, cover_loss, log_missed  # noqa: E402
 

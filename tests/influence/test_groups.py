@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from shoal.core.errors import InputError
 from shoal.influence import greedy
+from shoal.influence.counting import distance_labels
 from shoal.influence.cover import max_cover
-from shoal.influence.coverage import distance_labels
 from shoal.influence.graph import Graph
 from shoal.influence.groups import CoverGroup, floor_seeds, floors_met
 from shoal.influence.problem import make_problem

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.core.errors import NotFoundError
+from shoal.influence.counting import distance_labels
 from shoal.influence.cover import max_cover
-from shoal.influence.coverage import distance_labels
 from shoal.influence.explaining import explain, who_covers
 from shoal.influence.graph import Graph
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shoal.influence import _lazy_kernels as kernels
 from shoal.influence import greedy, lazy, sketch
-from shoal.influence.coverage import coverage, distance_labels, marginal_gains
+from shoal.influence.counting import coverage, distance_labels, marginal_gains
 from shoal.influence.graph import Graph
 from shoal.influence.problem import fixed_point, make_problem
 from shoal.influence.tiles import ReachTiles

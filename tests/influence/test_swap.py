@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shoal.core.errors import InputError
 from shoal.influence import _swap_kernels as kernels
-from shoal.influence.coverage import coverage, distance_labels
+from shoal.influence.counting import coverage, distance_labels
 from shoal.influence.graph import Graph
 from shoal.influence.problem import make_problem
 from shoal.influence.swap import refine

@@ -129,8 +129,8 @@ def evaluate(
 def _compared(
     source: Path, graph: Graph, net: FastCover, hops: int, sizes: tuple[int, ...]
 ) -> list[dict[str, Any]]:
+    from shoal.influence.counting import coverage
     from shoal.influence.cover import max_cover
-    from shoal.influence.coverage import coverage
 
     fitting = sorted({min(size, graph.n) for size in sizes})
     most = fitting[-1]

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shoal.influence.cascades import IndependentCascade, LinearThreshold, Spread, spread
+    from shoal.influence.counting import ball_sizes, coverage, marginal_gains
     from shoal.influence.cover import max_cover
     from shoal.influence.cover_index import CoverIndex
-    from shoal.influence.coverage import ball_sizes, coverage, marginal_gains
     from shoal.influence.explaining import explain, who_covers
     from shoal.influence.fastcover import FastCover
     from shoal.influence.graph import Graph, GraphReport
@@ -43,11 +43,11 @@ _HOMES = {
     "InfluenceResult": "opim",
     "LinearThreshold": "cascades",
     "Spread": "cascades",
-    "ball_sizes": "coverage",
-    "coverage": "coverage",
+    "ball_sizes": "counting",
+    "coverage": "counting",
     "explain": "explaining",
     "influence_max": "opim",
-    "marginal_gains": "coverage",
+    "marginal_gains": "counting",
     "max_cover": "cover",
     "ray_max_cover": "ray_cover",
     "spread": "cascades",

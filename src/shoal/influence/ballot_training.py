@@ -24,8 +24,8 @@ from shoal.core.seeds import philox
 from shoal.core.settings import Settings
 from shoal.data.arrayfile import Arrays
 from shoal.influence.ballots import FEATURES, BallotNet, features, select
+from shoal.influence.counting import FAR, distance_labels
 from shoal.influence.cover import max_cover
-from shoal.influence.coverage import FAR, distance_labels
 from shoal.influence.graph import Graph
 from shoal.influence.losses import closure_of
 from shoal.influence.training import (

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from shoal.core.errors import InputError
 from shoal.data.arrayfile import Arrays
 from shoal.influence import _ballot_kernels as kernels
-from shoal.influence.coverage import distance_labels
+from shoal.influence.counting import distance_labels
 from shoal.influence.graph import Graph
 
 __all__ = ["FEATURES", "BallotNet", "batch_sizes", "cast_votes", "features", "select"]
@@ -77,7 +77,7 @@ def features(graph: Graph, labels: Labels, hops: int, batch: int) -> Singles:
     ----------
     graph : Graph
     labels : int8 [n]
-        As :func:`~shoal.influence.coverage.distance_labels` returns them.
+        As :func:`~shoal.influence.counting.distance_labels` returns them.
     hops : int
     batch : int
         How many nodes this pass is to choose: with few the gain counts, with many the

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from shoal.core.errors import InputError
 from shoal.influence import _certificate_kernels as kernels
 from shoal.influence import _swap_kernels
-from shoal.influence.coverage import FAR, distance_labels
+from shoal.influence.counting import FAR, distance_labels
 from shoal.influence.graph import Rows
 from shoal.influence.problem import CoverProblem
 from shoal.influence.reach import Reach, reach_of

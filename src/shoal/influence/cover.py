@@ -15,7 +15,7 @@ import numpy.typing as npt
 from shoal.core.errors import InputError, UnavailableError
 from shoal.core.progress import progress as progress_of
 from shoal.influence import greedy, lazy, sketch
-from shoal.influence.coverage import coverage
+from shoal.influence.counting import coverage
 from shoal.influence.graph import Graph
 from shoal.influence.groups import CoverGroup, floor_seeds, floors_met
 from shoal.influence.problem import CoverProblem, make_problem

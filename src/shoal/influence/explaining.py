@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from shoal.influence import _swap_kernels as kernels
 from shoal.influence import greedy, lazy
-from shoal.influence.coverage import FAR, distance_labels
+from shoal.influence.counting import FAR, distance_labels
 from shoal.influence.graph import Rows
 from shoal.influence.problem import CoverProblem
 from shoal.influence.results import CoverResult

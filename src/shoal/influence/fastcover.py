@@ -18,7 +18,7 @@ from shoal.core.errors import InputError, IntegrityError, NotFoundError, Unavail
 from shoal.core.files import sha256_file, write_text
 from shoal.data.arrayfile import ArrayFile, Arrays, read_arrays, write_arrays
 from shoal.influence import ballots
-from shoal.influence.coverage import FAR
+from shoal.influence.counting import FAR
 from shoal.influence.fused import forward, layer_count
 from shoal.influence.graph import Graph
 from shoal.influence.problem import MAX_HOPS

@@ -154,8 +154,8 @@ def _nodes_of(
         return _integer_nodes(a, b)
     names, rows = np.unique(np.concatenate((a, b)), return_inverse=True)
     _check_count(len(names))
-    rows = rows.astype(np.int32)
-    return rows[: len(a)], rows[len(a) :], [str(name) for name in names.tolist()], len(names)
+    short = rows.astype(np.int32)
+    return short[: len(a)], short[len(a) :], [str(name) for name in names.tolist()], len(names)
 
 
 def _integer_nodes(
@@ -164,7 +164,9 @@ def _integer_nodes(
     """Return rows in ascending order of the ids that occur, without sorting the arcs."""
     if max(a.dtype.itemsize, b.dtype.itemsize) == 8 and "u" in {a.dtype.kind, b.dtype.kind}:
         for field, ids in (("source", a), ("target", b)):
-            wrong = np.flatnonzero(ids > np.iinfo(np.int64).max) if ids.dtype.kind == "u" else ()
+            if ids.dtype.kind != "u":
+                continue
+            wrong = np.flatnonzero(ids > np.iinfo(np.int64).max)
             if len(wrong):
                 row = int(wrong[0])
                 raise InputError(

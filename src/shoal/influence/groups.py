@@ -26,7 +26,7 @@ import numpy.typing as npt
 from shoal.core.errors import InputError, NotFoundError
 from shoal.influence import _group_kernels as kernels
 from shoal.influence import _swap_kernels
-from shoal.influence.coverage import distance_labels
+from shoal.influence.counting import distance_labels
 from shoal.influence.graph import Graph, Rows
 from shoal.influence.problem import CoverProblem
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from shoal.core.errors import InputError, LimitError
 from shoal.core.files import write_bytes
-from shoal.influence.coverage import distance_labels
+from shoal.influence.counting import distance_labels
 from shoal.influence.results import CoverResult
 
 if TYPE_CHECKING:

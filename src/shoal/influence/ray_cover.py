@@ -26,8 +26,8 @@ from shoal.core.errors import InputError, UnavailableError
 from shoal.core.progress import track
 from shoal.core.seeds import philox
 from shoal.influence import _coverage_kernels as coverage_kernels
+from shoal.influence.counting import coverage
 from shoal.influence.cover import max_cover
-from shoal.influence.coverage import coverage
 from shoal.influence.graph import Graph, Rows
 from shoal.influence.greedy import units_of
 from shoal.influence.lazy import LazyRun

@@ -19,8 +19,8 @@ from shoal.core.errors import InputError, IntegrityError
 from shoal.core.progress import progress as progress_bar
 from shoal.core.settings import Settings
 from shoal.data.arrayfile import Arrays, read_arrays, write_arrays
+from shoal.influence.counting import distance_labels
 from shoal.influence.cover import max_cover
-from shoal.influence.coverage import distance_labels
 from shoal.influence.graph import Graph
 from shoal.influence.grat import GRAT, Arcs, arcs_of
 from shoal.influence.losses import Closure, closure_of, cover_loss

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.core.errors import InputError, NotFoundError
-from shoal.influence.coverage import (
+from shoal.influence.counting import (
     FAR,
     ball_sizes,
     coverage,
