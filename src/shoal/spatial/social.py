@@ -20,15 +20,13 @@ import numpy.typing as npt
 from shoal.core.errors import ConflictError, InputError, IntegrityError, NotFoundError
 from shoal.core.settings import load_settings
 from shoal.spatial.ids import Ids
+from shoal.spatial.socialalign import turned_to
 from shoal.spatial.socialfiles import read_arrays, write_arrays
 from shoal.spatial.socialgraph import FriendGraph, rows_of_ids
+from shoal.spatial.socialgrowth import GrowingVectors
 from shoal.spatial.socialvectors import SocialConfig, SocialReport, train_vectors, unit_rows
 
 __all__ = ["SocialConfig", "SocialEmbedding", "SocialReport"]
-
-
-#: A sum of unit vectors shorter than this is rounding: they cancelled out.
-_ROUNDING = 1e-6
 
 
 class SocialEmbedding:
@@ -54,15 +52,12 @@ class SocialEmbedding:
         report: SocialReport | None = None,
         config: SocialConfig | None = None,
     ) -> None:
-        self._rows = np.ascontiguousarray(vectors, dtype=np.float32)
-        self._n = len(self._rows)
-        self._graph = graph
-        self._later: dict[int, list[int]] = {}
+        self._grown = GrowingVectors(vectors, graph)
         self._ids = ids
-        self._base, _, changes = (version or f"{_digest(self._rows)}.0").rpartition(".")
+        self._base, _, changes = (version or f"{_digest(self._grown.rows)}.0").rpartition(".")
         self._changes = int(changes)
-        self.config = config or SocialConfig(dim=max(1, self._rows.shape[1]))
-        self.report = report or SocialReport(users=self._n, edges=graph.edges)
+        self.config = config or SocialConfig(dim=max(1, self.dim))
+        self.report = report or SocialReport(users=len(self), edges=graph.edges)
 
     @classmethod
     def fit(
@@ -127,13 +122,8 @@ class SocialEmbedding:
         graph = FriendGraph.build(edges, n_users=n_users)
         began = time.process_time()
         vectors, facts = train_vectors(graph, chosen, progress=progress)
-        report = SocialReport(
-            users=len(graph),
-            edges=graph.edges,
-            edges_given=graph.given,
-            self_loops=graph.self_loops,
-            duplicates=graph.duplicates,
-            isolated=int((graph.degree == 0).sum()),
+        report = _report(
+            graph,
             cpu_seconds=time.process_time() - began,
             **facts,
         )
@@ -179,31 +169,24 @@ class SocialEmbedding:
             edges = rows_of_ids(edges, ids)
         graph = FriendGraph.build(np.asarray(edges).reshape(-1, 2), n_users=len(raw))
         scaled = raw / np.maximum(np.abs(raw).max(axis=1, initial=0.0, keepdims=True), 1e-300)
-        report = SocialReport(
-            users=len(graph),
-            edges=graph.edges,
-            edges_given=graph.given,
-            self_loops=graph.self_loops,
-            duplicates=graph.duplicates,
-            isolated=int((graph.degree == 0).sum()),
-        )
+        report = _report(graph)
         return cls(unit_rows(scaled), graph, ids=ids, report=report)
 
     # --- reading ----------------------------------------------------------------------------
 
     def __len__(self) -> int:
         """Return the number of users."""
-        return self._n
+        return len(self._grown)
 
     @property
     def dim(self) -> int:
         """Return the number of numbers in a vector."""
-        return int(self._rows.shape[1])
+        return int(self._grown.rows.shape[1])
 
     @property
     def vectors(self) -> npt.NDArray[np.float32]:
         """Return the vectors, float32 [users, dim], unit or zero rows; read-only."""
-        view = self._rows[: self._n]
+        view = self._grown.vectors
         view.flags.writeable = False
         return view
 
@@ -219,7 +202,7 @@ class SocialEmbedding:
     @property
     def graph(self) -> FriendGraph:
         """Return all friendships as rows in CSR form, those added later included."""
-        return self._whole_graph()
+        return self._grown.graph()
 
     @property
     def has_names(self) -> bool:
@@ -235,7 +218,7 @@ class SocialEmbedding:
             return np.empty(0, dtype=np.int64)
         if rows.ndim != 1 or rows.dtype.kind not in "iu":
             raise InputError("users are rows: whole numbers", field="user", value=users)
-        return np.where((rows >= 0) & (rows < self._n), rows, -1).astype(np.int64)
+        return np.where((rows >= 0) & (rows < len(self)), rows, -1).astype(np.int64)
 
     def row(self, user: Any) -> int:
         """Return the row of a user.
@@ -256,14 +239,14 @@ class SocialEmbedding:
 
     def vector(self, user: Any) -> npt.NDArray[np.float32]:
         """Return one user's vector, float32 [dim]; all zeros means neutral."""
-        return np.array(self._rows[self.row(user)], dtype=np.float32)
+        return np.array(self._grown.rows[self.row(user)], dtype=np.float32)
 
     def relation(self, one: Any, other: Any) -> float:
         """Return the relation of two users: the cosine of their vectors, cut to [0, 1].
 
         0 where either has no vector.
         """
-        a, b = self._rows[self.row(one)], self._rows[self.row(other)]
+        a, b = self._grown.rows[self.row(one)], self._grown.rows[self.row(other)]
         return float(np.clip(a.astype(np.float64) @ b.astype(np.float64), 0.0, 1.0))
 
     def nearest(self, user: Any, limit: int = 100) -> tuple[Any, npt.NDArray[np.float64]]:
@@ -287,13 +270,7 @@ class SocialEmbedding:
         """Do as :meth:`nearest` does, with rows."""
         if limit < 1:
             raise InputError("at least one user must be asked for", field="limit", value=limit)
-        cosine = self._rows[: self._n] @ self._rows[row]
-        cosine[row] = 0.0
-        some = np.flatnonzero(cosine > 0.0)
-        if len(some) > limit:
-            worst = np.partition(cosine[some], len(some) - limit)[len(some) - limit]
-            some = some[cosine[some] >= worst]
-        return _best_first(some, cosine[some], limit)
+        return self._grown.nearest(row, limit)
 
     def friends(self, user: Any, limit: int | None = None) -> tuple[Any, npt.NDArray[np.float64]]:
         """Return a user's friends, the most related first, and their relation in [0, 1].
@@ -307,9 +284,7 @@ class SocialEmbedding:
         self, row: int, limit: int | None = None
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
         """Do as :meth:`friends` does, with rows."""
-        rows = np.array(sorted(self._friends_of(row)), dtype=np.int64)
-        cosine = self._rows[rows] @ self._rows[row]
-        return _best_first(rows, cosine, len(rows) if limit is None else limit)
+        return self._grown.friends(row, limit)
 
     # --- changing ---------------------------------------------------------------------------
 
@@ -342,19 +317,9 @@ class SocialEmbedding:
             raise InputError("users of this embedding have ids", field="user")
         elif self._ids.find([user])[0] >= 0:
             raise ConflictError(f"there is a user {user!r} already")
-        mean = self._rows[rows].astype(np.float64).sum(axis=0, keepdims=True)
-        if self._n == len(self._rows):
-            grown = np.zeros((max(16, self._n + self._n // 4), self.dim), dtype=np.float32)
-            grown[: self._n] = self._rows[: self._n]
-            self._rows = grown
-        new = self._n
-        self._rows[new] = unit_rows(mean, least=_ROUNDING)[0]
+        new = self._grown.add(rows)
         if self._ids is not None:
             self._ids.add([user])
-        for friend in rows:
-            self._later.setdefault(new, []).append(friend)
-            self._later.setdefault(friend, []).append(new)
-        self._n += 1
         self._changes += 1
         return new if user is None else user
 
@@ -373,17 +338,9 @@ class SocialEmbedding:
         u, v = self.row(one), self.row(other)
         if u == v:
             raise InputError("nobody is a friend of himself", field="other", value=other)
-        friends_u, friends_v = self._friends_of(u), self._friends_of(v)
-        if v in friends_u:
-            return False
-        z = self._rows[[u, v]].astype(np.float64)
-        weight = np.array([[max(1, len(friends_u))], [max(1, len(friends_v))]])
-        moved = weight * z + z[::-1]
-        self._rows[[u, v]] = unit_rows(moved, least=_ROUNDING)
-        self._later.setdefault(u, []).append(v)
-        self._later.setdefault(v, []).append(u)
-        self._changes += 1
-        return True
+        joined = self._grown.join(u, v)
+        self._changes += joined
+        return joined
 
     def align(self, previous: SocialEmbedding) -> SocialEmbedding:
         """Return this embedding turned so that it fits an earlier one best.
@@ -403,26 +360,19 @@ class SocialEmbedding:
             raise InputError("dimensions differ", field="previous", value=previous.dim)
         if previous.has_names != self.has_names:
             raise InputError("only one of the two embeddings has ids", field="previous")
-        mine = np.arange(self._n, dtype=np.int64)
+        mine = np.arange(len(self), dtype=np.int64)
         theirs = previous.find_rows(self.names(mine))
         both = theirs >= 0
-        a = self._rows[mine[both]].astype(np.float64)
-        b = previous._rows[theirs[both]].astype(np.float64)
-        told = a.any(axis=1) & b.any(axis=1)
-        if not told.any():
-            raise InputError("no user with a vector is in both", field="previous")
-        left, _, right = np.linalg.svd(a[told].T @ b[told])
-        turned = unit_rows(self._rows[: self._n].astype(np.float64) @ (left @ right))
-        cosine = np.einsum("ij,ij->i", turned[mine[both]][told].astype(np.float64), b[told])
+        turned, told, cosine = turned_to(self.vectors, mine[both], previous.vectors[theirs[both]])
         report = dataclasses.replace(
             self.report,
             aligned_to=previous.version,
-            aligned_users=int(told.sum()),
-            aligned_cosine=float(cosine.mean()),
+            aligned_users=told,
+            aligned_cosine=cosine,
         )
         return SocialEmbedding(
             turned,
-            self._whole_graph(),
+            self.graph,
             ids=None if self._ids is None else Ids.from_arrays(self._ids.kind, self._ids.arrays()),
             report=report,
             config=self.config,
@@ -436,9 +386,9 @@ class SocialEmbedding:
         The folder is made if it is missing. The manifest is replaced last, by one
         rename, so that a reader finds the old state or the new one.
         """
-        graph = self._whole_graph()
+        graph = self.graph
         arrays: dict[str, npt.NDArray[Any]] = {
-            "vectors": self._rows[: self._n],
+            "vectors": self._grown.vectors,
             "ptr": graph.ptr,
             "friends": graph.friends,
         }
@@ -489,20 +439,6 @@ class SocialEmbedding:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise IntegrityError(f"{folder}: the manifest is not one of ours: {error}") from error
 
-    # --- inside -----------------------------------------------------------------------------
-
-    def _friends_of(self, row: int) -> set[int]:
-        early = self._graph.of(row).tolist() if row < len(self._graph) else []
-        return {*early, *self._later.get(row, ())}
-
-    def _whole_graph(self) -> FriendGraph:
-        """Return the graph with what was added since the training."""
-        if self._n == len(self._graph) and not self._later:
-            return self._graph
-        more = [(u, v) for u, friends in self._later.items() for v in friends if u < v]
-        pairs = np.array(more, dtype=np.int64).reshape(-1, 2)
-        return FriendGraph.build(np.vstack([self._graph.pairs(), pairs]), n_users=self._n)
-
 
 def _not_none(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
@@ -522,8 +458,13 @@ def _ids_of(users: Sequence[Any]) -> Ids:
     return ids
 
 
-def _best_first(
-    rows: npt.NDArray[np.int64], cosine: npt.NDArray[np.float32], limit: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    order = np.lexsort((rows, -cosine))[:limit]
-    return rows[order], np.clip(cosine[order].astype(np.float64), 0.0, 1.0)
+def _report(graph: FriendGraph, **facts: Any) -> SocialReport:
+    return SocialReport(
+        users=len(graph),
+        edges=graph.edges,
+        edges_given=graph.given,
+        self_loops=graph.self_loops,
+        duplicates=graph.duplicates,
+        isolated=int((graph.degree == 0).sum()),
+        **facts,
+    )
