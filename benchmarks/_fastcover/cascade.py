@@ -29,47 +29,52 @@ def run(sets: list[GraphSet], quick: bool, seed: int) -> dict[str, Any]:
     """Compare on graphs of some size; spread is estimated by one estimator for all."""
     if not peers.has("pynetim"):
         return {}
-    contenders = (
-        [("imm", 0.5), ("opimc", 0.1)] if quick else [("imm", 0.5), ("imm", 0.3), ("opimc", 0.1)]
-    )
+    contenders = [("imm", 0.5), ("opimc", 0.1)]
+    if not quick:
+        contenders.append(("imm", 0.3))
     rows = []
-    chosen = [one for one in sets if 50_000 <= one.graph.m <= 1_200_000] or sets[:1]
-    for one in chosen[-1:] if quick else chosen[-3:]:
-        graph = one.graph
-        influence_max(graph, min(SEEDS, graph.n), eps=0.5)  # compiled before the clock starts
-        steps = []
-        for options in LADDER[: 7 if quick else None]:
-            cpu, found = once(
-                lambda graph=graph, options=options: influence_max(
-                    graph, min(SEEDS, graph.n), seed=seed, time_limit=20, **options
-                )
-            )
-            steps.append((options, cpu, found, _judge(graph, found.seeds, seed)))
-        made = peers.pynetim_graph(graph)
-        for method, eps in contenders:
-            cpu, names = once(
-                lambda made=made, method=method, eps=eps, graph=graph: peers.pynetim_seeds(
-                    made, min(SEEDS, graph.n), method, eps, seed + 1
-                )
-            )
-            reached = _judge(graph, names, seed)
-            enough = [step for step in steps if step[3] >= reached]
-            best = min(enough, key=lambda step: step[1]) if enough else steps[-1]
-            row = {
-                "graph": one.name,
-                "peer": f"pynetim {method}, eps {eps}",
-                "peer_cpu_s": round(cpu, 3),
-                "peer_spread": round(reached, 1),
-                "ours": best[0],
-                "ours_cpu_s": round(best[1], 4),
-                "ours_spread": round(best[3], 1),
-                "ours_proven": round(best[2].ratio, 4),
-                "reached": bool(enough),
-                "ratio": cpu / best[1] if enough else 0.0,
-            }
-            rows.append(row)
-            print(f"cascade {row}", flush=True)
+    fitting = [one for one in sets if 50_000 <= one.graph.m <= 1_200_000] or sets[:1]
+    # In a hurry one of some 400,000 arcs: pynetim's graph is made of Python's tuples.
+    chosen = fitting[-2:-1] if quick and len(fitting) > 1 else fitting[-3:]
+    for one in chosen:
+        rows += _graph(one, contenders, seed)
     return {"rows": rows, "ic_ratio": min(row["ratio"] for row in rows)}
+
+
+def _graph(one: GraphSet, contenders: list[tuple[str, float]], seed: int) -> list[dict[str, Any]]:
+    graph = one.graph
+    k = min(SEEDS, graph.n)
+    made = peers.pynetim_graph(graph)
+    asked = []
+    for method, eps in contenders:
+        cpu, names = once(lambda: peers.pynetim_seeds(made, k, method, eps, seed + 1))  # noqa: B023
+        asked.append((f"pynetim {method}, eps {eps}", cpu, _judge(graph, names, seed)))
+    influence_max(graph, k, eps=0.5)  # compiled before the clock starts
+    steps: list[tuple[dict[str, float], float, Any, float]] = []
+    for options in LADDER:
+        cpu, found = once(lambda: influence_max(graph, k, seed=seed, time_limit=20, **options))  # noqa: B023
+        steps.append((options, cpu, found, _judge(graph, found.seeds, seed)))
+        if steps[-1][3] >= max(spread_of for _, _, spread_of in asked):
+            break
+    rows = []
+    for name, cpu, reached in asked:
+        enough = [step for step in steps if step[3] >= reached]
+        options, ours, found, spread_of = enough[0] if enough else steps[-1]
+        row = {
+            "graph": one.name,
+            "peer": name,
+            "peer_cpu_s": round(cpu, 3),
+            "peer_spread": round(reached, 1),
+            "ours": options,
+            "ours_cpu_s": round(ours, 4),
+            "ours_spread": round(spread_of, 1),
+            "ours_proven": round(found.ratio, 4),
+            "reached": bool(enough),
+            "ratio": cpu / ours if enough else 0.0,
+        }
+        rows.append(row)
+        print(f"cascade {row}", flush=True)
+    return rows
 
 
 def _judge(graph: Any, names: list[Any], seed: int) -> float:

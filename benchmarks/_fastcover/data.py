@@ -47,7 +47,7 @@ def load(folder: Path | None, quick: bool, seed: int) -> list[GraphSet]:
     if not sets:
         print("left out: real graphs (set SHOAL_DATA, or give --data)", flush=True)
     if quick and not given:
-        wanted = ("soc-gplus", "soc-epinions", "ca-HepPh", "email-Enron", "soc-Slashdot0902")
+        wanted = ("soc-epinions", "ca-HepPh", "email-Enron", "soc-Slashdot0902")
         sets = [one for one in sets if one.name in wanted]
     if not given:
         sets += generated(quick, seed)

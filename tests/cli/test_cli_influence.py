@@ -224,12 +224,13 @@ def test_bench_says_what_a_method_lacks_and_goes_on(edges, monkeypatch):
 
 
 def test_explain(edges):
-    pytest.importorskip("shoal.influence.explaining")
     found = run("explain", edges, 0, *FORWARD, "-k", 2)
     assert len(found) == 1
     assert run("explain", edges, *FORWARD, "-k", 2) is not None
     assert text("explain", edges, 6, *FORWARD, "-k", 2)
-    run("explain", edges, 3, *FORWARD, "-k", 2, fails=2)
+    (other,) = run("explain", edges, 3, *FORWARD, "-k", 2)
+    assert not other["is_seed"]
+    run("explain", edges, 99, *FORWARD, "-k", 2, fails=4)
 
 
 def test_train_and_evaluate(edges, tmp_path):

@@ -172,7 +172,7 @@ def max_cover(
         timings["certificate"] = time.perf_counter() - begin
     if picked.finished:
         notes += _shortfalls(problem, picked, covered, asked=k)
-    for floor in floors_met(problem, groups or (), picked.rows):
+    for floor in floors_met(problem, groups, picked.rows) if groups else ():
         said = "met" if floor.met else "NOT met"
         notes.append(f"floor of {floor.name} {said}: {floor.covered} of {floor.needed} needed")
     timings["all"] = time.perf_counter() - start
