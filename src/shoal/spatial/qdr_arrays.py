@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from shoal.spatial import _build_kernels as placing
+from shoal.spatial import _qdr_build_kernels as building
 from shoal.spatial import _qdr_kernels as kernels
 from shoal.spatial.columns import AttributeSpec, PlaceColumns
 from shoal.spatial.placearrays import PLACES, fixed, widened
@@ -98,11 +100,12 @@ def tree_arrays(
         Entries of a node, most points of a skyline.
     """
     n, (leaf_of, bit_of) = len(columns), where
-    least, most = kernels.attribute_costs(
+    least, most = building.attribute_costs(
         places.values32, places.values64, places.wide, places.low, places.span, places.missing
     )
     costs = widened(least, most)
-    vectors = kernels.unit_vectors(places)
+    vectors = np.empty((n, 3), dtype=np.float64)
+    placing.unit_vectors(columns.lon, columns.lat, vectors)
     leaf = leaf_of[columns.word_ids].astype(np.int64)
     rows = np.repeat(np.arange(n), np.diff(columns.word_ptr))[leaf >= 0]
     pairs = np.unique((leaf[leaf >= 0] << 32) | rows)
@@ -112,7 +115,7 @@ def tree_arrays(
     vocabulary = np.bincount(leaf_of[leaf_of >= 0], minlength=leaves)
     width = [*(-(-vocabulary // 64)).tolist(), 0]
     built = [
-        kernels.build_tree(
+        building.build_tree(
             rows_of,
             vectors,
             *costs,

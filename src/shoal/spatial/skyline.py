@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.core.errors import InputError
-from shoal.spatial._qdr_kernels import merge_surplus, skyline_window
+from shoal.spatial._skyline_kernels import merge_surplus, skyline_window
 
 __all__ = ["capped_skyline", "corner", "skyline"]
 
