@@ -17,7 +17,7 @@ from shoal.spatial.ingest import check_positions
 from shoal.spatial.livesearch import LiveSearcher
 from shoal.spatial.packed_searcher import PackedSearcher
 from shoal.spatial.request import Query
-from shoal.spatial.words import analyze_each, analyze_query, normalise
+from shoal.spatial.words import MAX_QUERY_WORDS, analyze_each, analyze_query, normalise
 
 if TYPE_CHECKING:
     from shoal.spatial.reader import IndexReader
@@ -63,13 +63,14 @@ class Searcher:
         self._index = index
         self._query = query
         self._exact = index.config.analyzer == "exact"
+        # Without keywords the text part has no weight, so such calls are planned anew.
+        self._weighs_words = query.weights is None and query.match == "ranked"
         self._current = index.snapshot_source()
         self._snapshot: Snapshot | None = None
         self._live: LiveSearcher | None = None
         # What a call goes to: the live search, or what it has for a moment of rest.
         self._fast: LiveSearcher | PackedSearcher | None = None
-        # Ids that are their own keys need no names.
-        self._names = None if index.ids.kind == "int" else index.ids.names
+        self._names: Any = None
 
     def __call__(self, lon: float, lat: float, keywords: Sequence[str] = ()) -> Hits:
         """Return the answers near (lon, lat), degrees, for keywords.
@@ -89,7 +90,12 @@ class Searcher:
             return self._slow(lon, lat, keywords)
         if len(keywords) != 1 or self._exact or not _is_plain(keywords[0]):
             keywords = self._words(keywords)
-        count = fast(lon, lat, keywords)
+            if not keywords and self._weighs_words:
+                return self._slow(lon, lat, ())
+        try:
+            count = fast(lon, lat, keywords)
+        except UnicodeEncodeError:  # half of a surrogate pair, which no place has
+            return self._slow(lon, lat, keywords)
         if fast is self._live and fast.torn():
             count = self._again(lon, lat, keywords)
             fast = self._live
@@ -147,25 +153,34 @@ class Searcher:
     def _piece(
         self, lon: npt.NDArray[np.float64], lat: npt.NDArray[np.float64], words: Any
     ) -> tuple[Any, Any, Any, Any]:
-        if isinstance(self._fast, PackedSearcher):
+        if isinstance(self._fast, PackedSearcher) and not self._has_wordless(words):
             return self._fast.many(lon, lat, words)
-        k = min(self._query.k, max(1, self._index.n_live))
+        # All pieces are of one snapshot, and of one width.
+        snapshot = self._snapshot
+        assert snapshot is not None
+        k = min(self._query.k, max(1, snapshot.n_live))
         scores, kms = np.full((len(lon), k), np.nan), np.full((len(lon), k), np.nan)
         keys = np.zeros((len(lon), k), dtype=np.int64)
         counts = np.zeros(len(lon), dtype=np.int64)
         live = None if self._live is None else LiveSearcher(self._live.snapshot, self._live.plan)
         for i, (x, y, entry) in enumerate(zip(lon.tolist(), lat.tolist(), words, strict=True)):
-            if live is None:
-                answers = self._index.search(self._with(x, y, entry))[0]
-            else:
-                live(x, y, entry)
-                if live.torn():
-                    live.mend(x, y, entry)
-                answers = live.answers
+            try:
+                if live is None or (self._weighs_words and not entry):
+                    answers = self._index.search(self._with(x, y, entry), snapshot=snapshot)[0]
+                else:
+                    live(x, y, entry)
+                    if live.torn():
+                        live.mend(x, y, entry)
+                    answers = live.answers
+            except UnicodeEncodeError:
+                answers = self._index.search(self._with(x, y, entry), snapshot=snapshot)[0]
             count = len(answers)
             scores[i, :count], kms[i, :count] = answers.scores[:count], answers.kms[:count]
             keys[i, :count], counts[i] = answers.keys[:count], count
         return scores, kms, keys, counts
+
+    def _has_wordless(self, words: Any) -> bool:
+        return self._weighs_words and isinstance(words, list) and not all(words)
 
     def _batch(self, found: list[tuple[Any, Any, Any, Any]]) -> Batch:
         if not found:
@@ -187,7 +202,8 @@ class Searcher:
     def _batch_words(self, keywords: Sequence[Sequence[str]]) -> Any:
         """Return the words of many queries as (ptr, ids of the layout), each looked up once.
 
-        Without a fast path, or with words that vanish when normalised, as texts.
+        As texts without a fast path, with words that vanish when normalised or may be
+        fewer, and where the query's weights depend on whether there are words.
         """
         analyzer = self._index.config.analyzer
         fast = self._fast
@@ -197,7 +213,9 @@ class Searcher:
             flat = list(itertools.chain.from_iterable(keywords))
             distinct = list(dict.fromkeys(flat))
             plain = list(analyze_each(distinct, analyzer))
-            if all(plain):
+            longest = max(map(len, keywords), default=0)
+            wordless = self._weighs_words and not all(keywords)
+            if all(plain) and longest <= MAX_QUERY_WORDS and not wordless:
                 ids = fast.word_ids(plain)
                 number = {word: i for i, word in enumerate(distinct)}
                 ptr = np.zeros(len(keywords) + 1, dtype=np.int64)
@@ -210,16 +228,22 @@ class Searcher:
     def _words(self, keywords: Sequence[str]) -> Sequence[str]:
         if isinstance(keywords, str) or len(keywords) > 8:
             return analyze_query(keywords, self._index.config.analyzer)
-        try:
-            words = [
-                word if _is_plain(word) or self._exact else normalise(word) for word in keywords
-            ]
-        except (AttributeError, TypeError):
-            return analyze_query(keywords, self._index.config.analyzer)  # names the culprit
-        return words if len(words) < 2 else list(dict.fromkeys(words))
+        words = list(keywords)
+        for i, word in enumerate(words):
+            if not _is_plain(word):
+                if not isinstance(word, str):
+                    return analyze_query(keywords, self._index.config.analyzer)  # names it
+                if not self._exact:
+                    words[i] = normalise(word)
+        if len(words) > 1:
+            words = list(dict.fromkeys(words))
+        return words if all(words) else [word for word in words if word]
 
     def _prepare(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
+        # Ids that are their own keys need no names; a reader that is refreshed has others.
+        ids = self._index.ids
+        self._names = None if ids.kind == "int" else ids.names
         live = self._live
         k = min(self._query.k, max(1, snapshot.n_live))
         if live is None or live.answers.k != k or not live.follow(snapshot):
@@ -255,4 +279,11 @@ class Searcher:
 
 def _is_plain(word: str) -> bool:
     """Say whether a word is its own normal form, of the usual kind."""
-    return type(word) is str and word.isascii() and word.islower() and " " not in word
+    # Of the white space of ASCII only the blank is printable.
+    return (
+        type(word) is str
+        and word.isascii()
+        and word.islower()
+        and word.isprintable()
+        and " " not in word
+    )
