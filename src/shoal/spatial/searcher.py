@@ -228,7 +228,7 @@ class Searcher:
     def _words(self, keywords: Sequence[str]) -> Sequence[str]:
         if isinstance(keywords, str) or len(keywords) > 8:
             return analyze_query(keywords, self._index.config.analyzer)
-        words = list(keywords)
+        words: list[Any] = list(keywords)
         for i, word in enumerate(words):
             if not _is_plain(word):
                 if not isinstance(word, str):
