@@ -64,6 +64,7 @@ def test_it_is_what_columns_give(rows: list[list[str]], exact: bool) -> None:
         [[None]],
         [[""]],
         [["\ud800"]],
+        [[np.str_("a")]],
         [None],
         [{"a": 1}],
     ],
@@ -84,3 +85,11 @@ def test_a_word_twice_in_a_place_counts_once() -> None:
             index.upsert([1.0], [1.0], ids=[3], keywords=[["a", 5]])
         index.compact()
         assert index.snapshot().document_frequency(["a", "b", "x"]).tolist() == [1, 2, 1]
+
+
+def test_texts_of_numpy_reach_the_journal(tmp_path: Path) -> None:
+    SpatialKeywordIndex.build([0.0], [0.0], keywords=[["x"]], ids=[9]).save(tmp_path)
+    with SpatialKeywordIndex.open(tmp_path) as index:
+        index.upsert([1.0], [1.0], ids=[1], keywords=[list(np.array(["a", "b"]))])
+    with SpatialKeywordIndex.open(tmp_path) as index:
+        assert list(index.query((0.0, 0.0), ["a", "b"]).ids) == [1]

@@ -46,10 +46,12 @@ def read_few_words(keywords: Any, n: int, *, exact: bool) -> _Few | None:
         return None
     lengths = [len(entry) for entry in keywords]
     flat: list[str] = list(itertools.chain.from_iterable(keywords))
+    if not {str}.issuperset(map(type, flat)):  # NumPy's are not what a journal takes
+        return None
     try:
         text = "\n".join(flat)
         text.encode()
-    except (TypeError, UnicodeEncodeError):
+    except UnicodeEncodeError:
         return None
     if "" in flat or not (exact or _is_normal(text, len(flat))):
         return None
