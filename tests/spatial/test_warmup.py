@@ -7,9 +7,10 @@ import importlib.util
 import numpy as np
 import pytest
 
+from shoal.core.compiling import compiling
 from shoal.data.checkins import CheckinLog
 from shoal.spatial import Query, SpatialKeywordIndex
-from shoal.spatial.warmup import compiling, warm_up
+from shoal.spatial.warmup import warm_up
 
 KERNEL = """
 from numba import njit

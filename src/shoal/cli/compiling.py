@@ -1,4 +1,4 @@
-"""A line for whoever waits while the search is being compiled."""
+"""A line for whoever waits while kernels are being compiled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shoal.core.progress import progress
 __all__ = ["COMPILING", "compiling_shown"]
 
 #: What is said.
-COMPILING = "compiling the search, once: about half a minute"
+COMPILING = "compiling, once for this installation: up to half a minute"
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def compiling_shown(say: Callable[[str], None] | None = None) -> Iterator[None]:
         spinner appears on standard error, if that is a terminal, until the end
         of the block.
     """
-    from shoal.spatial.warmup import compiling
+    from shoal.core.compiling import compiling
 
     with ExitStack() as shown:
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from shoal.cli.compiling import compiling_shown
 from shoal.cli.influence_graph import (
     graph_options,
     name_of,
@@ -157,7 +158,7 @@ def bench(
     from shoal.core.progress import progress
 
     graph, notes = read_graph(source, options)
-    with progress("comparing") as bar:
+    with progress("comparing") as bar, compiling_shown(bar.say):
         rows = compare(
             graph,
             k,
@@ -177,7 +178,7 @@ def bench(
 def _solved(source: Path, options: dict[str, Any]) -> tuple[Graph, CoverResult, list[str]]:
     from shoal.core.progress import progress
 
-    with progress("reading the graph", 2) as bar:
+    with progress("reading the graph", 2) as bar, compiling_shown(bar.say):
         graph, notes = read_graph(source, options)
         columns = {name: options.pop(name) for name in ("weights", "costs")}
         numbers: dict[str, Any] = node_numbers(graph, source, options.pop("table"), columns)

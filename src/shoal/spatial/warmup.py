@@ -1,19 +1,14 @@
-"""The first query of an installation: when kernels are being compiled, and how to have it over.
+"""The first query of an installation: how to have the compiling over before anyone waits.
 
-A kernel is compiled when it is first called and kept on disk. Nobody can tell
-beforehand whether it will be found there (the cache may be of another version
-of the package or another processor), but numba announces every real compilation
-when it begins: :func:`compiling` passes the first one on.
+``shoal.core.compiling`` tells when kernels are being compiled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numba.core.event import Listener, install_listener
 
 from shoal.spatial.request import Query
 
@@ -21,40 +16,9 @@ if TYPE_CHECKING:
     from shoal.spatial.index import SpatialKeywordIndex
     from shoal.spatial.snapshot import Snapshot
 
-__all__ = ["compiling", "warm_up"]
+__all__ = ["warm_up"]
 
-#: numba's name of the event; a kernel that is read from disk causes none.
-_COMPILE = "numba:compile"
 _EVERYWHERE = (-180.0, -90.0, 180.0, 90.0)
-
-
-@contextmanager
-def compiling(begun: Callable[[], None]) -> Iterator[None]:
-    """Call ``begun()`` once, as soon as something within has to be compiled, in any thread.
-
-    Parameters
-    ----------
-    begun : callable
-        Called without arguments by the thread that compiles, before it does;
-        never, if every kernel is found on disk.
-    """
-    with install_listener(_COMPILE, _First(begun)):
-        yield
-
-
-class _First(Listener):  # type: ignore[misc]  # numba has no types
-    """Hands the first beginning on."""
-
-    def __init__(self, begun: Callable[[], None]) -> None:
-        self._begun: Callable[[], None] | None = begun
-
-    def on_start(self, event: Any) -> None:
-        begun, self._begun = self._begun, None
-        if begun is not None:
-            begun()
-
-    def on_end(self, event: Any) -> None:
-        pass
 
 
 def warm_up(index: SpatialKeywordIndex, *, changes: bool = False) -> int:
